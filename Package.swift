@@ -1,0 +1,86 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+let strict: [SwiftSetting] = [.treatAllWarnings(as: .error)]
+
+let nio: [Target.Dependency] = [
+    .product(name: "NIOCore", package: "swift-nio"),
+    .product(name: "NIOPosix", package: "swift-nio"),
+]
+let log: Target.Dependency = .product(name: "Logging", package: "swift-log")
+
+func library(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+func tests(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: ["TestSupport"] + dependencies, swiftSettings: strict)
+}
+
+let package = Package(
+    name: "outboard",
+    products: [.executable(name: "outboard", targets: ["outboard"])],
+    dependencies: [
+        .package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2"),
+        .package(url: "https://github.com/apple/swift-log", from: "1.16.2"),
+        .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
+        .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
+        .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
+    ],
+    targets: [
+        // Level 0: system libraries, and what everybody shares.
+        .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
+        .systemLibrary(name: "CLibISCSI", pkgConfig: "libiscsi", providers: [.apt(["libiscsi-dev"])]),
+        .systemLibrary(name: "CLibNBD", pkgConfig: "libnbd", providers: [.apt(["libnbd-dev"])]),
+        .target(name: "CChecksum"),
+        library("Blocks", ["CChecksum"]),
+
+        // Level 1.
+        library("SCSI", ["Blocks"]),
+        library("AsyncIO", ["Blocks", "CLibAIO"]),
+        library("OriginalImage", ["Blocks"]),
+        library("HostControl", ["Blocks"]),
+
+        // Level 2.
+        library("ISCSI", ["Blocks", "SCSI", .product(name: "Crypto", package: "swift-crypto"), log] + nio),
+        library("NBD", ["Blocks", log, .product(name: "NIOSSL", package: "swift-nio-ssl")] + nio),
+        library("Bridge", ["Blocks", "SCSI", "AsyncIO", log]),
+        library("Host", ["Blocks", "OriginalImage", "HostControl", log] + nio),
+        library("PhysicalCopy", ["Blocks", "OriginalImage"]),
+
+        // Level 3.
+        library(
+            "Agent",
+            [
+                "Blocks", "SCSI", "HostControl", "OriginalImage", "PhysicalCopy", "CLibISCSI", "CLibNBD", log,
+            ]),
+
+        // Level 4: where everything meets.
+        .executableTarget(
+            name: "outboard",
+            dependencies: [
+                "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "ISCSI", "NBD", "Bridge", "Host",
+                "PhysicalCopy", "Agent", log,
+                .product(name: "ArgumentParser", package: "swift-argument-parser"),
+            ],
+            swiftSettings: strict),
+
+        // Tests.
+        .target(
+            name: "TestSupport", dependencies: ["Blocks"], path: "Tests/TestSupport", swiftSettings: strict),
+        tests("BlocksTests", ["Blocks", "CChecksum"]),
+        tests("SCSITests", ["SCSI", "Blocks"]),
+        tests("AsyncIOTests", ["AsyncIO", "Blocks"]),
+        tests("OriginalImageTests", ["OriginalImage", "Blocks"]),
+        tests("HostControlTests", ["HostControl"]),
+        tests(
+            "ISCSITests", ["ISCSI", "SCSI", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
+        tests("NBDTests", ["NBD", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
+        tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks"]),
+        tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
+        tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
+        tests("AgentTests", ["Agent", "PhysicalCopy", "HostControl", "SCSI", "Blocks"]),
+        tests("SystemTests", ["Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
+    ],
+    swiftLanguageModes: [.v6]
+)

@@ -1,0 +1,78 @@
+/// Reads big-endian fields from foreign bytes, one after another; throws where they end too early.
+public struct BigEndianReader {
+    /// The bytes ended before the field did.
+    public struct Truncated: Error, Hashable { public init() {} }
+
+    private let bytes: UnsafeRawBufferPointer
+    /// Bytes read so far.
+    public private(set) var position = 0
+
+    /// - Parameter bytes: must outlive the reader.
+    public init(_ bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
+
+    public var remaining: Int { bytes.count - position }
+
+    public mutating func integer<T: FixedWidthInteger>(_: T.Type = T.self) throws(Truncated) -> T {
+        guard remaining >= MemoryLayout<T>.size else { throw Truncated() }
+        defer { position += MemoryLayout<T>.size }
+        return T(bigEndian: bytes.loadUnaligned(fromByteOffset: position, as: T.self))
+    }
+
+    public mutating func bytes(_ count: Int) throws(Truncated) -> UnsafeRawBufferPointer {
+        guard count >= 0, remaining >= count else { throw Truncated() }
+        defer { position += count }
+        return UnsafeRawBufferPointer(rebasing: bytes[position..<position + count])
+    }
+
+    public mutating func skip(_ count: Int) throws(Truncated) { _ = try bytes(count) }
+}
+
+/// Appends big-endian fields.
+public struct BigEndianWriter {
+    public private(set) var bytes: [UInt8] = []
+
+    public init(reserving count: Int = 0) { bytes.reserveCapacity(count) }
+
+    public mutating func integer<T: FixedWidthInteger>(_ value: T) {
+        withUnsafeBytes(of: value.bigEndian) { bytes.append(contentsOf: $0) }
+    }
+
+    public mutating func append(_ more: some Collection<UInt8>) { bytes.append(contentsOf: more) }
+
+    public mutating func zeros(_ count: Int) { bytes.append(contentsOf: repeatElement(0, count: count)) }
+
+    /// Writes `value` over bytes that are already there, from `offset`.
+    public mutating func set<T: FixedWidthInteger>(_ value: T, at offset: Int) {
+        withUnsafeBytes(of: value.bigEndian) { field in
+            for (i, byte) in field.enumerated() { bytes[offset + i] = byte }
+        }
+    }
+}
+
+extension UnsafeRawBufferPointer {
+    /// The big-endian integer at `offset`. Traps beyond the end.
+    @inlinable public func bigEndian<T: FixedWidthInteger>(at offset: Int, as: T.Type = T.self) -> T {
+        T(bigEndian: loadUnaligned(fromByteOffset: offset, as: T.self))
+    }
+
+    /// Whether every byte is 0; looks at 8 bytes at a time.
+    public var isAllZeros: Bool {
+        var offset = 0
+        while offset + 64 <= count {
+            var all: UInt64 = 0
+            for i in stride(from: 0, to: 64, by: 8) {
+                all |= loadUnaligned(fromByteOffset: offset + i, as: UInt64.self)
+            }
+            if all != 0 { return false }
+            offset += 64
+        }
+        return self[offset...].allSatisfy { $0 == 0 }
+    }
+}
+
+extension UnsafeMutableRawBufferPointer {
+    /// Stores `value` big-endian at `offset`. Traps beyond the end.
+    @inlinable public func storeBigEndian<T: FixedWidthInteger>(_ value: T, at offset: Int) {
+        storeBytes(of: value.bigEndian, toByteOffset: offset, as: T.self)
+    }
+}
