@@ -74,7 +74,8 @@ let package = Package(
         tests("OriginalImageTests", ["OriginalImage", "Blocks"]),
         tests("HostControlTests", ["HostControl"]),
         tests(
-            "ISCSITests", ["ISCSI", "SCSI", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
+            "ISCSITests",
+            ["ISCSI", "SCSI", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
         tests("NBDTests", ["NBD", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
         tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks"]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),

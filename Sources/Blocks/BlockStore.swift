@@ -88,7 +88,9 @@ extension BlockStore {
     public func write(_ bytes: [UInt8], at offset: UInt64, durable: Bool = false) throws(StoreError) {
         var failure: StoreError?
         bytes.withUnsafeBytes { buffer in
-            do throws(StoreError) { try write(buffer, at: offset, durable: durable) } catch { failure = error }
+            do throws(StoreError) { try write(buffer, at: offset, durable: durable) } catch {
+                failure = error
+            }
         }
         if let failure { throw failure }
     }

@@ -10,7 +10,8 @@ public final class ZeroedMemory: @unchecked Sendable {
     /// - Parameter count: bytes, more than 0. Traps when the system has no address space left.
     public init(count: Int) {
         precondition(count > 0)
-        let pointer = mmap(nil, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        let pointer = mmap(
+            nil, count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         guard let pointer, pointer != MAP_FAILED else { fatalError("no memory for \(count) bytes") }
         base = pointer
         self.count = count

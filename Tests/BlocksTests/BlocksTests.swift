@@ -87,7 +87,8 @@ import Testing
         try writer.bytes.withUnsafeBytes { bytes throws in
             var reader = BigEndianReader(bytes)
             let fields = (
-                try reader.integer(UInt16.self), try reader.integer(UInt64.self), try reader.integer(UInt16.self)
+                try reader.integer(UInt16.self), try reader.integer(UInt64.self),
+                try reader.integer(UInt16.self)
             )
             #expect(fields == (0x1234, UInt64.max - 1, 7))
             #expect(throws: BigEndianReader.Truncated.self) { try reader.integer(UInt8.self) }

@@ -20,7 +20,8 @@ public final class MemoryStore: BlockStore {
         requireWithin(ByteRange(offset: offset, count: UInt64(buffer.count)))
         contents.withLock { bytes in
             bytes.withUnsafeBytes { source in
-                buffer.copyMemory(from: UnsafeRawBufferPointer(rebasing: source[Int(offset)...].prefix(buffer.count)))
+                buffer.copyMemory(
+                    from: UnsafeRawBufferPointer(rebasing: source[Int(offset)...].prefix(buffer.count)))
             }
         }
     }
