@@ -1,0 +1,16 @@
+/// The bounds of the format (article <doc:OriginalImageLog>) and of its writer.
+public enum LogLimits {
+    /// Bytes of a chunk.
+    public static let chunkSizes: ClosedRange<UInt64> = (4 << 10)...(1 << 20)
+    /// Entries of a batch; with the header's fields and CRC they fit its 4096 bytes.
+    public static let entriesPerBatch = 250
+    /// Bytes of originals after which a batch takes no more, so that a commit stays short. One original
+    /// always fits.
+    public static let batchBytes = 16 << 20
+    /// Bytes of a void reason, UTF-8.
+    public static let voidReasonBytes = 512
+    /// Bytes at the start of a cache that must be zeros for it to be taken as new.
+    public static let blankBytes: UInt64 = 1 << 20
+    /// Bytes of a volume or a log, as large as a file can be.
+    public static let volumeBytes = UInt64(Int64.max)
+}
