@@ -1,4 +1,5 @@
 // swift-tools-version: 6.2
+import Foundation
 import PackageDescription
 
 let strict: [SwiftSetting] = [.treatAllWarnings(as: .error)]
@@ -88,3 +89,13 @@ let package = Package(
     ],
     swiftLanguageModes: [.v6]
 )
+
+// The sanitizers' builds (scripts/test) need the modules where threads meet, and nothing else.
+if ProcessInfo.processInfo.environment["OUTBOARD_SANITIZE"] != nil {
+    let kept: Set = [
+        "CLibAIO", "CChecksum", "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "Bridge", "Host",
+        "TestSupport", "BlocksTests", "AsyncIOTests", "OriginalImageTests", "BridgeTests", "HostTests",
+    ]
+    package.targets.removeAll { !kept.contains($0.name) }
+    package.products.removeAll()
+}
