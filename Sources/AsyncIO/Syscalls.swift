@@ -1,0 +1,181 @@
+import CLibAIO
+import Glibc
+
+/// The system's error number, as the field writes it.
+public struct Errno: Error, Hashable, Sendable, CustomStringConvertible {
+    public var code: Int32
+    public init(_ code: Int32) { self.code = code }
+
+    public var description: String {
+        var text = [CChar](repeating: 0, count: 256)
+        guard strerror_r(code, &text, text.count) == 0 else { return "error \(code)" }
+        return String(decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+}
+
+/// A libaio request and its completion, under names that spare other files the import.
+typealias ControlBlock = iocb
+typealias CompletionEvent = io_event
+typealias AIOContext = io_context_t
+
+/// Every system call that moves or measures data, one entry each, so that tests can put failures, short
+/// transfers and interruptions in their place (style 5). The entries do nothing but the call; retrying is
+/// the callers' work.
+struct SystemCalls: Sendable {
+    typealias Vectors = UnsafeBufferPointer<iovec>
+
+    var pread: @Sendable (Int32, UnsafeMutableRawBufferPointer, UInt64) -> Result<Int, Errno> = {
+        fd, buffer, offset in
+        SystemCalls.result { Glibc.pread(fd, buffer.baseAddress, buffer.count, off_t(offset)) }
+    }
+    var pwrite: @Sendable (Int32, UnsafeRawBufferPointer, UInt64) -> Result<Int, Errno> = {
+        fd, buffer, offset in
+        SystemCalls.result { Glibc.pwrite(fd, buffer.baseAddress, buffer.count, off_t(offset)) }
+    }
+    /// The last argument asks for RWF_DSYNC.
+    var pwritev: @Sendable (Int32, Vectors, UInt64, Bool) -> Result<Int, Errno> = {
+        fd, vectors, offset, durable in
+        SystemCalls.result {
+            CLibAIO.pwritev2(
+                fd, vectors.baseAddress, Int32(vectors.count), off_t(offset),
+                durable ? Int32(OUTBOARD_RWF_DSYNC) : 0)
+        }
+    }
+    var fdatasync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
+        SystemCalls.result { Int(Glibc.fdatasync(fd)) }
+    }
+    var fallocate: @Sendable (Int32, FallocateMode, UInt64, UInt64) -> Result<Int, Errno> = {
+        fd, mode, offset, count in
+        SystemCalls.result { Int(CLibAIO.fallocate(fd, mode.rawValue, off_t(offset), off_t(count))) }
+    }
+    /// BLKZEROOUT or BLKDISCARD of a byte range.
+    var deviceRange: @Sendable (Int32, DeviceRangeRequest, UInt64, UInt64) -> Result<Int, Errno> = {
+        fd, request, offset, count in
+        var range = (offset, count)
+        let code = request == .zeroOut ? OUTBOARD_BLKZEROOUT : OUTBOARD_BLKDISCARD
+        return SystemCalls.result { Int(ioctl(fd, code, &range)) }
+    }
+    /// SEEK_DATA or SEEK_HOLE.
+    var seek: @Sendable (Int32, UInt64, SeekTarget) -> Result<Int, Errno> = { fd, offset, target in
+        SystemCalls.result { lseek(fd, off_t(offset), target.rawValue) }
+    }
+
+    var ioSetup: @Sendable (Int, UnsafeMutablePointer<AIOContext?>) -> Result<Int, Errno> = {
+        count, context in
+        SystemCalls.aioResult(Int(io_setup(Int32(count), context)))
+    }
+    var ioDestroy: @Sendable (AIOContext) -> Void = { context in _ = io_destroy(context) }
+    var ioSubmit:
+        @Sendable (AIOContext, Int, UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>) -> Result<
+            Int, Errno
+        > = {
+            context, count, blocks in
+            SystemCalls.aioResult(Int(io_submit(context, count, blocks)))
+        }
+    /// At least one event, unless the time (milliseconds) is over.
+    var ioGetEvents:
+        @Sendable (AIOContext, UnsafeMutableBufferPointer<CompletionEvent>, Int) -> Result<Int, Errno> = {
+            context, events, milliseconds in
+            var time = timespec(tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000)
+            return SystemCalls.aioResult(
+                Int(io_getevents(context, 1, events.count, events.baseAddress, &time)))
+        }
+
+    static let live = SystemCalls()
+
+    private static func result(_ call: () -> Int) -> Result<Int, Errno> {
+        let value = call()
+        return value < 0 ? .failure(Errno(Glibc.errno)) : .success(value)
+    }
+
+    /// libaio returns the negated error number and leaves `errno` alone.
+    private static func aioResult(_ value: Int) -> Result<Int, Errno> {
+        value < 0 ? .failure(Errno(Int32(-value))) : .success(value)
+    }
+}
+
+enum DeviceRangeRequest: Sendable { case zeroOut, discard }
+
+enum SeekTarget: Int32, Sendable {
+    case data = 3
+    case hole = 4
+}
+
+struct FallocateMode: Sendable {
+    var rawValue: Int32
+    static let allocate = FallocateMode(rawValue: 0)
+    static let punchHole = FallocateMode(rawValue: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+    static let zeroRange = FallocateMode(rawValue: FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+}
+
+/// What opening needs beyond Glibc's module.
+enum OpenCalls {
+    static let oDirect = Int32(OUTBOARD_O_DIRECT)
+
+    static func open(_ path: String, flags: Int32, mode: mode_t = 0o600) -> Result<Int32, Errno> {
+        while true {
+            let fd = Glibc.open(path, flags | O_CLOEXEC, mode)
+            if fd >= 0 { return .success(fd) }
+            let code = errno
+            if code != EINTR { return .failure(Errno(code)) }
+        }
+    }
+
+    /// Bytes of a block device.
+    static func deviceSize(_ fd: Int32) -> Result<UInt64, Errno> {
+        var size: UInt64 = 0
+        return ioctl(fd, OUTBOARD_BLKGETSIZE64, &size) == 0 ? .success(size) : .failure(Errno(errno))
+    }
+
+    /// Bytes of a block device's logical block.
+    static func deviceBlockSize(_ fd: Int32) -> Int? {
+        var size: Int32 = 0
+        return ioctl(fd, OUTBOARD_BLKSSZGET, &size) == 0 && size > 0 ? Int(size) : nil
+    }
+
+    static func deviceIsReadOnly(_ fd: Int32) -> Bool {
+        var flag: Int32 = 0
+        return ioctl(fd, OUTBOARD_BLKROGET, &flag) == 0 && flag != 0
+    }
+
+    /// The greater of the alignments that the system states for direct I/O on this file: 0 where it refuses
+    /// direct I/O, nil where it does not say.
+    static func statedAlignment(_ fd: Int32) -> Int? {
+        var result = CLibAIO.statx()
+        let mask = UInt32(OUTBOARD_STATX_DIOALIGN)
+        guard outboard_statx(fd, "", Int32(OUTBOARD_AT_EMPTY_PATH), mask, &result) == 0,
+            result.stx_mask & mask != 0
+        else { return nil }
+        return Int(max(result.stx_dio_mem_align, result.stx_dio_offset_align))
+    }
+}
+
+extension ControlBlock {
+    /// Makes this a read or write of `buffer` that carries `tag` to its completion.
+    mutating func prepare(
+        isWrite: Bool, descriptor: Int32, buffer: UnsafeMutableRawBufferPointer, offset: UInt64, tag: Int
+    ) {
+        if isWrite {
+            io_prep_pwrite(&self, descriptor, buffer.baseAddress, buffer.count, Int64(offset))
+        } else {
+            io_prep_pread(&self, descriptor, buffer.baseAddress, buffer.count, Int64(offset))
+        }
+        data = UnsafeMutableRawPointer(bitPattern: tag + 1)
+    }
+
+    /// Makes this an fdatasync that carries `tag` to its completion.
+    mutating func prepareFlush(descriptor: Int32, tag: Int) {
+        io_prep_fdsync(&self, descriptor)
+        data = UnsafeMutableRawPointer(bitPattern: tag + 1)
+    }
+}
+
+extension CompletionEvent {
+    var tag: Int { Int(bitPattern: data) - 1 }
+
+    /// Bytes transferred, or the error.
+    var outcome: Result<Int, Errno> {
+        let value = Int(bitPattern: res)
+        return value < 0 ? .failure(Errno(Int32(truncatingIfNeeded: -value))) : .success(value)
+    }
+}
