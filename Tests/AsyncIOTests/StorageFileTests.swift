@@ -111,7 +111,8 @@ import Testing
         try file.write([UInt8](repeating: 1, count: 64 << 10), at: 256 << 10)
         try file.flush()
         let extents = try file.allocation(of: ByteRange(offset: 0, count: 1 << 20), limit: 10)
-        #expect(extents.map(\.count) == [256 << 10, 64 << 10, (1 << 20) - (320 << 10)])
+        let counts: [UInt64] = [256 << 10, 64 << 10, 704 << 10]
+        #expect(extents.map(\.count) == counts)
         #expect(extents.map(\.isHole) == [true, false, true])
         #expect(try file.allocation(of: ByteRange(offset: 0, count: 1 << 20), limit: 1).count == 1)
     }
@@ -164,6 +165,8 @@ import Testing
         let calls = Monitor(0)
         var system = SystemCalls.live
         let live = SystemCalls.live
+        // Direct transfers end at whole blocks, even short ones.
+        let most = mode == .direct ? 4096 : 5000
         @Sendable func nth() -> Int {
             calls.withLock {
                 $0 += 1
@@ -172,13 +175,13 @@ import Testing
         }
         system.pread = { fd, buffer, offset in
             if nth() % 2 == 1 { return .failure(Errno(EINTR)) }
-            return live.pread(fd, UnsafeMutableRawBufferPointer(rebasing: buffer.prefix(5000)), offset)
+            return live.pread(fd, UnsafeMutableRawBufferPointer(rebasing: buffer.prefix(most)), offset)
         }
         system.pwritev = { fd, vectors, offset, durable in
             if durable { return .failure(Errno(EOPNOTSUPP)) }
             if nth() % 2 == 1 { return .failure(Errno(EINTR)) }
             var first = vectors[0]
-            first.iov_len = min(first.iov_len, 3000)
+            first.iov_len = min(first.iov_len, most)
             return withUnsafePointer(to: first) {
                 live.pwritev(fd, UnsafeBufferPointer(start: $0, count: 1), offset, false)
             }

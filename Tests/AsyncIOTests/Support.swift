@@ -55,4 +55,6 @@ struct SplitMix: RandomNumberGenerator {
 }
 
 /// Where the tests' files lie: the disk, and a tmpfs where there is one.
-let scratchParents = [NSTemporaryDirectory(), "/dev/shm"].filter { access($0, W_OK) == 0 }
+let scratchParents = [NSTemporaryDirectory(), "/dev/shm"].filter {
+    FileManager.default.isWritableFile(atPath: $0)
+}
