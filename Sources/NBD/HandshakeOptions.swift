@@ -108,14 +108,16 @@ extension Handshake {
         return option == .go ? begin(replies, export) : .send(replies)
     }
 
-    private func info(_ option: Option, _ type: InfoType, _ fill: (inout BigEndianWriter) -> Void) -> [UInt8] {
+    private func info(_ option: Option, _ type: InfoType, _ fill: (inout BigEndianWriter) -> Void) -> [UInt8]
+    {
         var writer = BigEndianWriter()
         writer.integer(type.rawValue)
         fill(&writer)
         return Self.reply(option, .info, writer.bytes)
     }
 
-    mutating func metaContext(_ option: Option, _ data: UnsafeRawBufferPointer) throws(OptionError) -> [UInt8] {
+    mutating func metaContext(_ option: Option, _ data: UnsafeRawBufferPointer) throws(OptionError) -> [UInt8]
+    {
         if option == .setMetaContext {
             // Whatever comes of this SET, it ends what an earlier one selected.
             selectedContextExport = nil

@@ -118,7 +118,8 @@ struct RequestDecoder {
         precondition(payloadLeft == 0, "the payload comes first")
         if let skipped { return skip(skipped, input, consumed: 0) }
         if partialCount == 0, input.count >= RequestHeader.size {
-            return accept(UnsafeRawBufferPointer(rebasing: input[..<RequestHeader.size]), input, RequestHeader.size)
+            return accept(
+                UnsafeRawBufferPointer(rebasing: input[..<RequestHeader.size]), input, RequestHeader.size)
         }
         let take = min(RequestHeader.size - partialCount, input.count)
         withUnsafeMutableBytes(of: &partial) { target in
@@ -147,7 +148,8 @@ struct RequestDecoder {
         guard header.bigEndian(at: 0, as: UInt32.self) == Magic.request else { return (consumed, .violation) }
         let request = RequestHeader(
             flags: CommandFlags(rawValue: header.bigEndian(at: 4)), type: header.bigEndian(at: 6),
-            cookie: header.bigEndian(at: 8), offset: header.bigEndian(at: 16), length: header.bigEndian(at: 24))
+            cookie: header.bigEndian(at: 8), offset: header.bigEndian(at: 16),
+            length: header.bigEndian(at: 24))
         if request.command == .disconnect { return (consumed, .disconnect) }
         if let error = rules.refusal(of: request) {
             return skip((request, error, request.payload), input, consumed: consumed)

@@ -107,7 +107,8 @@ struct RequestExecutor: Sendable {
             var position = Self.chunkHeader + 4
             for extent in extents {
                 let state =
-                    (extent.isHole ? AllocationState.hole : 0) | (extent.readsAsZeros ? AllocationState.zero : 0)
+                    (extent.isHole ? AllocationState.hole : 0)
+                    | (extent.readsAsZeros ? AllocationState.zero : 0)
                 buffer.storeBigEndian(UInt32(extent.count), at: position)
                 buffer.storeBigEndian(state, at: position + 4)
                 position += 8

@@ -154,7 +154,8 @@ final class ConnectionHandler: ChannelInboundHandler {
     private func startTLS(_ handshake: Handshake, _ context: ChannelHandlerContext) -> Bool {
         guard let tls else { preconditionFailure("STARTTLS was accepted without certificates") }
         do {
-            try context.pipeline.syncOperations.addHandler(NIOSSLServerHandler(context: tls), position: .first)
+            try context.pipeline.syncOperations.addHandler(
+                NIOSSLServerHandler(context: tls), position: .first)
         } catch {
             logger.error("NBD: TLS could not be started: \(error)")
             context.close(promise: nil)
@@ -263,7 +264,9 @@ final class ConnectionRegistry: Sendable {
     func add(_ handler: ConnectionHandler, on loop: any EventLoop) -> Bool {
         let bound = NIOLoopBound(handler, eventLoop: loop)
         return state.withLock { state in
-            guard !state.stopping, state.connections.count < NBDLimits.maximumConnections else { return false }
+            guard !state.stopping, state.connections.count < NBDLimits.maximumConnections else {
+                return false
+            }
             state.connections[ObjectIdentifier(handler)] = bound
             return true
         }
