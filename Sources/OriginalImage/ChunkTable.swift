@@ -24,6 +24,9 @@ struct ChunkTable<Value: BitwiseCopyable & Sendable>: Sendable {
         return keys[place] == 0 ? nil : values[place]
     }
 
+    /// All chunks, in no particular order.
+    var chunks: [UInt64] { keys.filter { $0 != 0 }.map { $0 - 1 } }
+
     /// False, and nothing changed, when the chunk is there already.
     mutating func insert(_ chunk: UInt64, _ value: Value) -> Bool {
         if (count + 1) * 4 > keys.count * 3 { grow() }

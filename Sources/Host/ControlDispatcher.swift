@@ -1,0 +1,140 @@
+import Foundation
+import HostControl
+
+/// Answers the requests of the control socket, one line each; knows nothing of sockets. May block.
+struct ControlDispatcher: Sendable {
+    let volume: CopyOnWriteVolume
+    let place: HostDescriptor
+    /// What ends the host; called after the answer to `host.shutdown` has gone out.
+    struct Answer {
+        /// One line with its end; nil for a notification.
+        var line: [UInt8]?
+        var endsHost = false
+    }
+
+    /// The answer to one line.
+    func answer(to line: [UInt8], holder: EpochHolder) -> Answer {
+        let head: ControlRequestHead
+        do { head = try ControlCodec.decode(from: line) } catch {
+            // What is not a request at all differs from what is not even JSON.
+            let isJSON =
+                (try? JSONSerialization.jsonObject(with: Data(line), options: .fragmentsAllowed)) != nil
+            let error =
+                isJSON
+                ? ControlError(.invalidRequest, "not a JSON-RPC request object with jsonrpc, id and method")
+                : ControlError(.parseError, "not JSON")
+            return Answer(line: Self.failure(nil, error))
+        }
+        guard head.jsonrpc == "2.0" else {
+            return Answer(
+                line: Self.failure(head.id, ControlError(.invalidRequest, "jsonrpc must be \"2.0\"")))
+        }
+        do throws(ControlError) {
+            var answer = try dispatch(head, line, holder)
+            if head.id == nil { answer.line = nil }
+            return answer
+        } catch {
+            return Answer(line: head.id == nil ? nil : Self.failure(head.id, error))
+        }
+    }
+
+    private func dispatch(
+        _ head: ControlRequestHead, _ line: [UInt8], _ holder: EpochHolder
+    ) throws(ControlError) -> Answer {
+        switch head.method {
+        case VolumeStatusMethod.name:
+            return try run(VolumeStatusMethod.self, head, line) { _ throws(ControlError) in
+                volume.status(of: place)
+            }
+        case VolumeFreezeMethod.name:
+            return try run(VolumeFreezeMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.freeze(timeout: parameters.timeout)
+                return Empty()
+            }
+        case VolumeThawMethod.name:
+            return try run(VolumeThawMethod.self, head, line) { _ throws(ControlError) in
+                VolumeThawMethod.Result(wasFrozen: volume.thaw())
+            }
+        case SnapshotBeginMethod.name:
+            return try run(SnapshotBeginMethod.self, head, line) { _ throws(ControlError) in
+                try volume.begin(holder: holder)
+            }
+        case SnapshotMarkMethod.name:
+            return try run(SnapshotMarkMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.mark(epoch: try uuid(parameters))
+            }
+        case SnapshotEndMethod.name:
+            return try run(SnapshotEndMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.end(epoch: try uuid(parameters))
+            }
+        case CacheReleaseMethod.name:
+            return try run(CacheReleaseMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.release(epoch: try uuid(parameters))
+                return Empty()
+            }
+        case HostShutdownMethod.name:
+            var answer = try run(HostShutdownMethod.self, head, line) { parameters throws(ControlError) in
+                guard parameters.force || volume.log.epoch?.state != .open else {
+                    throw ControlError(.epochOpen, "an epoch is open; end it first, or force")
+                }
+                return Empty()
+            }
+            answer.endsHost = true
+            return answer
+        default: throw ControlError(.methodNotFound, "no method \(head.method.prefix(64))")
+        }
+    }
+
+    private func run<Method: ControlMethod>(
+        _: Method.Type, _ head: ControlRequestHead, _ line: [UInt8],
+        _ body: (Method.Parameters) throws(ControlError) -> Method.Result
+    ) throws(ControlError) -> Answer {
+        let parameters: Method.Parameters
+        do { parameters = try Self.parameters(of: Method.self, line) } catch {
+            throw ControlError(
+                .invalidParameters, "wrong parameters for \(Method.name): \(Self.words(for: error))")
+        }
+        let result = try body(parameters)
+        do {
+            let line = try ControlCodec.line(of: ControlResponse(id: head.id, result: result))
+            guard line.count <= Limits.lineBytes else {
+                throw ControlError(.internalError, "the result is too long")
+            }
+            return Answer(line: line)
+        } catch { throw ControlError(.internalError, "the result cannot be encoded: \(error)") }
+    }
+
+    /// Methods without parameters may be called without `params`.
+    private static func parameters<Method: ControlMethod>(
+        of _: Method.Type, _ line: [UInt8]
+    ) throws -> Method.Parameters {
+        let found: RequestParameters<Method.Parameters> = try ControlCodec.decode(from: line)
+        if let parameters = found.params { return parameters }
+        return try ControlCodec.decode(from: Array("{}".utf8))
+    }
+
+    private static func words(for error: any Error) -> String {
+        switch error {
+        case DecodingError.keyNotFound(let key, _): "\(key.stringValue) is missing"
+        case DecodingError.typeMismatch(_, let context), DecodingError.valueNotFound(_, let context),
+            DecodingError.dataCorrupted(let context):
+            context.debugDescription
+        default: "they cannot be read"
+        }
+    }
+
+    private func uuid(_ parameters: EpochParameters) throws(ControlError) -> UUID {
+        guard let uuid = UUID(uuidString: parameters.epoch) else {
+            throw ControlError(.invalidParameters, "epoch is not a UUID")
+        }
+        return uuid
+    }
+
+    static func failure(_ id: Int?, _ error: ControlError) -> [UInt8] {
+        do { return try ControlCodec.line(of: ControlResponse<Empty>(id: id, error: error)) } catch {
+            preconditionFailure("an error message of ours cannot be encoded: \(error)")
+        }
+    }
+}
+
+private struct RequestParameters<Parameters: Decodable>: Decodable { var params: Parameters? }

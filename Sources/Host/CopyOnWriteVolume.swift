@@ -1,0 +1,205 @@
+import Blocks
+import FoundationEssentials
+import HostControl
+import OriginalImage
+import Synchronization
+
+/// What a volume under copy-on-write is made with.
+public struct VolumeSettings: Sendable {
+    /// The volume's identity; the cache remembers it.
+    public var uuid: UUID
+    /// Bytes; a power of two, 4 KiB to 1 MiB.
+    public var chunkSize: UInt64
+    public var durability: Durability
+    /// Bytes of the cache to use; nil: all.
+    public var cacheCapacity: UInt64?
+    public var onCacheFull: CacheFullPolicy
+    /// Seconds that a write waits under the policy `block`.
+    public var blockSeconds: Double
+    /// The machine's boot id.
+    public var boot: UUID
+
+    public init(
+        uuid: UUID, chunkSize: UInt64, durability: Durability, cacheCapacity: UInt64? = nil,
+        onCacheFull: CacheFullPolicy = .abandon, blockSeconds: Double = HostLimits.blockSeconds, boot: UUID
+    ) {
+        self.uuid = uuid
+        self.chunkSize = chunkSize
+        self.durability = durability
+        self.cacheCapacity = cacheCapacity
+        self.onCacheFull = onCacheFull
+        self.blockSeconds = blockSeconds
+        self.boot = boot
+    }
+}
+
+/// The live volume: the source, with copy-on-write into the original image cache while an epoch is open (design
+/// §3). An application's write is never refused or harmed for the sake of a copy.
+///
+/// The order on which everything rests: claim the chunks, read their originals, commit them to the log, set
+/// their bits, and only then write to the source.
+public final class CopyOnWriteVolume: BlockStore {
+    public let settings: VolumeSettings
+    public let size: UInt64
+    public let geometry: ChunkGeometry
+    public let log: OriginalImageLog
+    let source: any BlockStore
+    let gate = Gate()
+    let meters = Meters()
+    let buffers = BufferPool()
+    let blockedWrites = Atomic<Int>(0)
+    /// Whether an epoch is open: all that a write without one looks at.
+    let isEpochOpen = Atomic<Bool>(false)
+    /// The last epoch. Changed only while the gate is closed and drained, or before the volume is used; read
+    /// inside the gate, or by those who hold `control`'s turn.
+    nonisolated(unsafe) var epoch: Epoch?
+    let control = Monitor(ControlState())
+    let defects: Defects
+    let hook: CheckpointHook?
+
+    /// Opens the cache and resumes an open epoch; `log.finding` says what was found.
+    /// - Throws: when the cache is not for this volume (``LogError``).
+    public convenience init(
+        source: any BlockStore, cache: any BlockStore, settings: VolumeSettings
+    ) throws(LogError) {
+        try self.init(
+            source: source, cache: cache, settings: settings, defects: .ofEnvironment, hook: nil)
+    }
+
+    package init(
+        source: any BlockStore, cache: any BlockStore, settings: VolumeSettings, defects: Defects,
+        hook: CheckpointHook? = nil
+    ) throws(LogError) {
+        guard let geometry = ChunkGeometry(volumeSize: source.size, chunkSize: settings.chunkSize) else {
+            throw .otherGeometry("a volume size or chunk size out of bounds")
+        }
+        log = try OriginalImageLog(
+            cache,
+            settings: OriginalImageLog.Settings(
+                volume: settings.uuid, geometry: geometry,
+                durability: settings.durability == .power ? .power : .process,
+                capacity: settings.cacheCapacity, boot: settings.boot))
+        self.source = source
+        self.settings = settings
+        self.geometry = geometry
+        self.defects = defects
+        self.hook = hook
+        size = source.size
+        if case .resumed = log.finding, let found = log.epoch {
+            let resumed = Epoch(
+                number: found.number, uuid: found.uuid, holder: nil, chunkCount: geometry.chunkCount)
+            log.forEachChunk { chunk in
+                resumed.claimed.insert(chunk)
+                resumed.preserved.insert(chunk)
+            }
+            epoch = resumed
+            control.withLock { $0.epoch = resumed }
+            isEpochOpen.store(true, ordering: .releasing)
+        }
+    }
+
+    public var capabilities: StoreCapabilities { source.capabilities }
+
+    public var isPrompt: Bool {
+        !gate.isClosed && blockedWrites.load(ordering: .relaxed) == 0 && source.isPrompt
+    }
+
+    // MARK: The live volume
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        let start = MonotonicClock.now
+        try source.read(at: offset, into: buffer)
+        meters.reads.wrappingAdd(1, ordering: .relaxed)
+        meters.readBytes.wrappingAdd(UInt64(buffer.count), ordering: .relaxed)
+        meters.readTime.count(since: start)
+    }
+
+    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        try change(ByteRange(offset: offset, count: UInt64(buffer.count))) { () throws(StoreError) in
+            try source.write(buffer, at: offset, durable: durable)
+        }
+        meters.writes.wrappingAdd(1, ordering: .relaxed)
+        meters.writtenBytes.wrappingAdd(UInt64(buffer.count), ordering: .relaxed)
+    }
+
+    public func write(
+        gathering list: UnsafeBufferPointer<UnsafeRawBufferPointer>, at offset: UInt64, durable: Bool
+    ) throws(StoreError) {
+        let count = list.reduce(0) { $0 + UInt64($1.count) }
+        try change(ByteRange(offset: offset, count: count)) { () throws(StoreError) in
+            try source.write(gathering: list, at: offset, durable: durable)
+        }
+        meters.writes.wrappingAdd(1, ordering: .relaxed)
+        meters.writtenBytes.wrappingAdd(count, ordering: .relaxed)
+    }
+
+    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        try change(range) { () throws(StoreError) in try source.writeZeroes(range, options: options) }
+        meters.zeroes.wrappingAdd(1, ordering: .relaxed)
+    }
+
+    /// While an epoch is open, only chunks that are preserved are trimmed: advice must not cost cache space.
+    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
+        requireWithin(range)
+        gate.enter()
+        defer { gate.leave() }
+        hook?(.passedGate)
+        meters.trims.wrappingAdd(1, ordering: .relaxed)
+        guard !range.isEmpty, isEpochOpen.load(ordering: .acquiring), let epoch else {
+            return try source.trim(range, durable: durable)
+        }
+        var trimmed: UInt64 = 0
+        var chunks = geometry.chunks(touching: range)[...]
+        while let first = chunks.first {
+            let run = chunks.prefix { epoch.preserved.contains($0) }
+            if let last = run.last {
+                let whole = ByteRange(
+                    offset: geometry.range(of: first).offset,
+                    count: geometry.range(of: last).end - geometry.range(of: first).offset)
+                if let part = whole.intersection(range) {
+                    try source.trim(part, durable: false)
+                    trimmed += part.count
+                }
+            }
+            chunks = chunks.dropFirst(max(run.count, 1))
+        }
+        if trimmed < range.count { meters.trimsIgnored.wrappingAdd(1, ordering: .relaxed) }
+        if durable { try source.flush() }
+    }
+
+    public func flush() throws(StoreError) {
+        let start = MonotonicClock.now
+        try source.flush()
+        meters.flushes.wrappingAdd(1, ordering: .relaxed)
+        meters.flushTime.count(since: start)
+    }
+
+    public func prefetch(_ range: ByteRange) throws(StoreError) { try source.prefetch(range) }
+
+    public func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
+        try source.allocation(of: range, limit: limit)
+    }
+
+    /// Every change of the source's bytes goes through here.
+    @inline(__always)
+    private func change(_ range: ByteRange, _ write: () throws(StoreError) -> Void) throws(StoreError) {
+        requireWithin(range)
+        let start = MonotonicClock.now
+        gate.enter()
+        defer {
+            gate.leave()
+            meters.writeTime.count(since: start)
+        }
+        hook?(.passedGate)
+        guard isEpochOpen.load(ordering: .acquiring), let epoch, !range.isEmpty else { return try write() }
+        if defects.contains(.preservesAfterWriting) {
+            try write()
+            hook?(.wroteSource)
+            return preserve(range, epoch)
+        }
+        preserve(range, epoch)
+        hook?(.preserved)
+        try write()
+        hook?(.wroteSource)
+    }
+}

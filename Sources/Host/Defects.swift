@@ -1,0 +1,44 @@
+import Glibc
+
+/// Ways to be wrong, to prove that the tests would notice. Nothing outside this package can turn one on, and the
+/// environment is asked in debug builds only.
+package struct Defects: OptionSet, Sendable {
+    package let rawValue: UInt8
+    package init(rawValue: UInt8) { self.rawValue = rawValue }
+
+    /// Writes to the source before the original is preserved.
+    package static let preservesAfterWriting = Defects(rawValue: 1 << 0)
+    /// Takes some chunks for preserved that are not.
+    package static let forgetsOneBit = Defects(rawValue: 1 << 1)
+    /// Opens an epoch while writes are in flight.
+    package static let skipsDrain = Defects(rawValue: 1 << 2)
+
+    /// Of the variable `OUTBOARD_DEFECT`, in debug builds.
+    static var ofEnvironment: Defects {
+        #if DEBUG
+            guard let value = getenv("OUTBOARD_DEFECT") else { return [] }
+            switch String(cString: value) {
+            case "preservesAfterWriting": return .preservesAfterWriting
+            case "forgetsOneBit": return .forgetsOneBit
+            case "skipsDrain": return .skipsDrain
+            default: return []
+            }
+        #else
+            return []
+        #endif
+    }
+}
+
+/// Places in the write path and in snapshot reads at which a test can hold a thread.
+package enum Checkpoint: Hashable, Sendable {
+    /// Inside the gate, before the epoch is looked at.
+    case passedGate
+    case claimed, readOriginals, committed
+    /// Everything preserved, nothing written.
+    case preserved
+    case wroteSource
+    /// A snapshot read has read the source and not yet looked again.
+    case readSource
+}
+
+package typealias CheckpointHook = @Sendable (Checkpoint) -> Void

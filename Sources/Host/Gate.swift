@@ -1,0 +1,47 @@
+import Blocks
+import Synchronization
+
+/// The gate that every write passes: a count of those inside and a bit that closes it, in one atomic word, so
+/// that passing costs one atomic operation in and one out.
+final class Gate: Sendable {
+    private static let closedBit: UInt64 = 1 << 63
+    private let word = Atomic<UInt64>(0)
+    /// To wait at: for the gate to open, or for it to be drained.
+    private let waiting = Monitor(())
+
+    var isClosed: Bool { word.load(ordering: .relaxed) & Self.closedBit != 0 }
+
+    @inline(__always) func enter() {
+        let before = word.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue
+        if before & Self.closedBit != 0 { enterSlowly() }
+    }
+
+    private func enterSlowly() {
+        repeat {
+            leave()
+            waiting.wait { _ in isClosed ? nil : () }
+        } while word.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue & Self.closedBit != 0
+    }
+
+    @inline(__always) func leave() {
+        if word.wrappingSubtract(1, ordering: .acquiringAndReleasing).newValue == Self.closedBit {
+            waiting.withLockAndNotify { _ in }
+        }
+    }
+
+    /// Nobody enters from here on.
+    func close() { word.bitwiseOr(Self.closedBit, ordering: .acquiringAndReleasing) }
+
+    /// Waits until nobody is inside a closed gate.
+    /// - Returns: false when that took longer than `nanoseconds`.
+    func drain(nanoseconds: UInt64) -> Bool {
+        waiting.wait(nanoseconds: nanoseconds) { _ in
+            word.load(ordering: .acquiring) & ~Self.closedBit == 0 ? () : nil
+        } != nil
+    }
+
+    func open() {
+        word.bitwiseAnd(~Self.closedBit, ordering: .acquiringAndReleasing)
+        waiting.withLockAndNotify { _ in }
+    }
+}

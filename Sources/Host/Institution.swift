@@ -1,0 +1,303 @@
+import Blocks
+import FoundationEssentials
+import Glibc
+import HostControl
+import OriginalImage
+import Synchronization
+
+/// What the control operations share. They take turns; `volume.thaw` and a freeze's time-out do not wait for
+/// a turn.
+struct ControlState {
+    struct Freeze {
+        var token: UInt64
+        /// When the gate was closed, by the monotonic clock.
+        var since: UInt64
+    }
+    var isBusy = false
+    /// Set while the gate is closed by a freeze.
+    var freeze: Freeze?
+    var freezes: UInt64 = 0
+    /// The last epoch, for those outside the gate.
+    var epoch: Epoch?
+}
+
+extension CopyOnWriteVolume {
+    /// Runs one control operation when it is its turn.
+    private func inTurn<Result>(_ body: () throws(ControlError) -> Result) throws(ControlError) -> Result {
+        control.wait { state -> Void? in
+            guard !state.isBusy else { return nil }
+            state.isBusy = true
+            return ()
+        }
+        defer { control.withLockAndNotify { $0.isBusy = false } }
+        return try body()
+    }
+
+    // MARK: Freeze
+
+    public var isFrozen: Bool { control.withLock { $0.freeze != nil } }
+
+    /// Closes the gate, waits for the writes in flight and flushes the source. Writes wait at the gate until
+    /// ``thaw()`` or until `timeout` seconds have passed since the call.
+    public func freeze(timeout: Double) throws(ControlError) {
+        guard timeout > 0, timeout <= Limits.freezeSeconds else {
+            throw ControlError(
+                .invalidParameters, "timeout must be more than 0 and at most \(Limits.freezeSeconds) seconds")
+        }
+        try inTurn { () throws(ControlError) in
+            guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
+            let since = MonotonicClock.now
+            let patience = UInt64(timeout * 1e9)
+            try closeGateAndFlush(patience: patience)
+            let token = control.withLock { state in
+                state.freezes += 1
+                state.freeze = ControlState.Freeze(token: state.freezes, since: since)
+                return state.freezes
+            }
+            let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
+                let spent = MonotonicClock.now &- since
+                let thawed: Void? = control.wait(nanoseconds: patience - min(spent, patience)) { state in
+                    state.freeze?.token == token ? nil : ()
+                }
+                if thawed == nil { _ = thaw(onlyIf: token) }
+            }
+            guard timer else {
+                _ = thaw()
+                throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
+            }
+        }
+    }
+
+    /// Opens the gate of a freeze.
+    /// - Returns: whether the volume was still frozen.
+    public func thaw() -> Bool { thaw(onlyIf: nil) }
+
+    private func thaw(onlyIf token: UInt64?) -> Bool {
+        control.withLockAndNotify { state in
+            guard let freeze = state.freeze, token == nil || freeze.token == token else { return false }
+            state.freeze = nil
+            gate.open()
+            meters.gateTime.count(since: freeze.since)
+            return true
+        }
+    }
+
+    /// Leaves the gate open when it throws.
+    private func closeGateAndFlush(patience: UInt64) throws(ControlError) {
+        gate.close()
+        guard defects.contains(.skipsDrain) || gate.drain(nanoseconds: patience) else {
+            gate.open()
+            throw ControlError(.io, "writes in flight did not finish in time; try again")
+        }
+        do throws(StoreError) { try source.flush() } catch {
+            gate.open()
+            throw ControlError(.io, "the source could not be flushed (\(error.code), errno \(error.errno))")
+        }
+    }
+
+    // MARK: Epochs
+
+    /// Institutes copy-on-write: the epoch's instant is a moment within this call. The slow part comes first;
+    /// the gate is closed only for the writes in flight and a flush, or not at all within a freeze.
+    public func begin(holder: EpochHolder? = nil) throws(ControlError) -> EpochStatus {
+        try inTurn { () throws(ControlError) in
+            switch log.epoch?.state {
+            case .open: throw ControlError(.epochOpen, "an epoch is open already: \(log.epoch!.uuid)")
+            case .ended, .void:
+                throw ControlError(
+                    .cacheRetained, "the cache still holds epoch \(log.epoch!.uuid); release it first")
+            case .released, nil: break
+            }
+            let next = Epoch(
+                number: (log.epoch?.number ?? 0) + 1, uuid: UUID(), holder: holder,
+                chunkCount: geometry.chunkCount)
+            try controlling {
+                () throws(LogError) in
+                try log.begin(number: next.number, uuid: next.uuid, institutedAt: realTime())
+            }
+            do throws(ControlError) {
+                try flushSource()
+                let instant = try install(next)
+                try controlling { () throws(LogError) in try log.stamp(institutedAt: instant) }
+            } catch {
+                // Nobody has heard of this epoch; its cache is free again.
+                abandon(next, "institution failed: \(error.message)")
+                try controlling { () throws(LogError) in try log.release() }
+                throw error
+            }
+            return try statusOfEpoch()
+        }
+    }
+
+    /// Opens the epoch to the write path, with the gate closed and drained.
+    /// - Returns: the instant.
+    private func install(_ next: Epoch) throws(ControlError) -> Int64 {
+        let inFreeze = control.withLock { state -> Int64? in
+            guard let freeze = state.freeze else { return nil }
+            return publish(next, gateClosed: freeze.since, &state)
+        }
+        if let inFreeze { return inFreeze }
+        let since = MonotonicClock.now
+        try closeGateAndFlush(patience: UInt64(Limits.freezeSeconds * 1e9))
+        let instant = control.withLock { publish(next, gateClosed: since, &$0) }
+        gate.open()
+        meters.gateTime.count(since: since)
+        return instant
+    }
+
+    private func publish(_ next: Epoch, gateClosed: UInt64, _ state: inout ControlState) -> Int64 {
+        state.epoch = next
+        epoch = next
+        isEpochOpen.store(true, ordering: .releasing)
+        next.gateNanoseconds.store(MonotonicClock.now &- gateClosed, ordering: .relaxed)
+        return realTime()
+    }
+
+    /// Makes the log durable up to here.
+    public func mark(epoch uuid: UUID) throws(ControlError) -> LogMarker {
+        try inTurn { () throws(ControlError) in
+            try requireOpen(uuid)
+            return try settling { () throws(LogError) in try log.mark() }
+        }
+    }
+
+    /// Ends the relation and retains the cache. An epoch that has ended already gives its final marker again.
+    public func end(epoch uuid: UUID) throws(ControlError) -> LogMarker {
+        try inTurn { () throws(ControlError) in try endInTurn(uuid) }
+    }
+
+    private func endInTurn(_ uuid: UUID) throws(ControlError) -> LogMarker {
+        if let ended = log.epoch, ended.uuid == uuid, ended.state == .ended { return LogMarker(ended.marker) }
+        try requireOpen(uuid)
+        // The log first: a crash after it finds the epoch ended, never one with originals missing.
+        let marker = try settling { () throws(LogError) in try log.end() }
+        currentEpoch?.move(to: .ended)
+        isEpochOpen.store(false, ordering: .releasing)
+        return marker
+    }
+
+    /// The retained cache of that epoch is needed no more; an open epoch is ended first.
+    public func release(epoch uuid: UUID) throws(ControlError) {
+        try inTurn { () throws(ControlError) in
+            guard let found = log.epoch, found.uuid == uuid, found.state != .released else {
+                throw ControlError(.noSuchEpoch, "the cache holds no epoch \(uuid)")
+            }
+            if found.state == .open {
+                do throws(ControlError) { _ = try endInTurn(uuid) } catch {
+                    guard log.epoch?.state == .void else { throw error }
+                }
+            }
+            try controlling { () throws(LogError) in try log.release() }
+        }
+    }
+
+    private func requireOpen(_ uuid: UUID) throws(ControlError) {
+        guard let found = log.epoch, found.uuid == uuid, found.state != .released else {
+            throw ControlError(.noSuchEpoch, "there is no epoch \(uuid)")
+        }
+        switch found.state {
+        case .open: return
+        case .void: throw ControlError(.epochVoid, "the epoch is void: \(found.voidReason)")
+        case .ended, .released: throw ControlError(.noSuchEpoch, "the epoch \(uuid) has ended")
+        }
+    }
+
+    /// A log that cannot be made durable is not complete: its epoch becomes void.
+    private func settling(_ body: () throws(LogError) -> LogPosition) throws(ControlError) -> LogMarker {
+        do throws(LogError) { return LogMarker(try body()) } catch {
+            if let epoch = currentEpoch { abandon(epoch, "the cache failed: \(error)") }
+            throw ControlError(.epochVoid, "the epoch is void: \(log.epoch?.voidReason ?? "\(error)")")
+        }
+    }
+
+    private func controlling(_ body: () throws(LogError) -> Void) throws(ControlError) {
+        do throws(LogError) { try body() } catch { throw ControlError(.io, "the cache: \(error)") }
+    }
+
+    private func flushSource() throws(ControlError) {
+        do throws(StoreError) { try source.flush() } catch {
+            throw ControlError(.io, "the source could not be flushed (\(error.code), errno \(error.errno))")
+        }
+    }
+
+    private var currentEpoch: Epoch? { control.withLock { $0.epoch } }
+
+    /// Flushes everything and records what could not be recorded before; for the host's end, when nobody writes
+    /// any more. An open epoch stays open and resumes.
+    public func close() throws(StoreError) {
+        if log.epoch?.state == .void { log.recordState() }
+        try log.store.flush()
+        try source.flush()
+    }
+
+    // MARK: Status
+
+    /// The logical snapshot, while an epoch is open.
+    public var snapshot: (any BlockStore)? {
+        guard let epoch = currentEpoch, epoch.phase == .open else { return nil }
+        return LogicalSnapshot(of: self, epoch)
+    }
+
+    private func statusOfEpoch() throws(ControlError) -> EpochStatus {
+        guard let status = epochStatus else {
+            throw ControlError(.internalError, "the epoch is gone")
+        }
+        return status
+    }
+
+    /// The current epoch or the last one.
+    public var epochStatus: EpochStatus? {
+        guard let found = log.epoch, let state = EpochState(rawValue: found.state.description) else {
+            return nil
+        }
+        let live = currentEpoch.flatMap { $0.uuid == found.uuid ? $0 : nil }
+        return EpochStatus(
+            number: found.number, uuid: found.uuid.uuidString, state: state,
+            institutedAt: found.institutedAt,
+            gateNanoseconds: live?.gateNanoseconds.load(ordering: .relaxed) ?? 0,
+            isHeld: live?.holder?.isAlive ?? false,
+            voidReason: found.state == .void ? found.voidReason : nil)
+    }
+
+    /// `volume.status`.
+    public func status(of place: HostDescriptor) -> VolumeStatus {
+        let head = log.head
+        return VolumeStatus(
+            volumeUUID: settings.uuid.uuidString, source: place.source, cache: place.cache, size: size,
+            chunkSize: geometry.chunkSize, durability: settings.durability,
+            onCacheFull: settings.onCacheFull, isFrozen: isFrozen, uris: place.uris, socket: place.socket,
+            epoch: epochStatus, cacheCapacity: log.totalCapacity, cacheUsed: head.position,
+            counters: meters.counters(batches: head.sequence), latencies: meters.latencies)
+    }
+}
+
+/// What the host's control socket says of paths and addresses, which the volume itself does not know.
+public struct HostDescriptor: Sendable {
+    /// Absolute paths.
+    public var source: String
+    public var cache: String
+    /// The NBD URIs, the local one first.
+    public var uris: [String]
+    /// The unix socket on which NBD is served.
+    public var socket: String
+
+    public init(source: String, cache: String, uris: [String], socket: String) {
+        self.source = source
+        self.cache = cache
+        self.uris = uris
+        self.socket = socket
+    }
+}
+
+extension LogMarker {
+    init(_ place: LogPosition) {
+        self.init(position: place.position, sequence: place.sequence, entries: place.entries)
+    }
+}
+
+/// Nanoseconds since 1970.
+private func realTime() -> Int64 {
+    var time = timespec()
+    clock_gettime(CLOCK_REALTIME, &time)
+    return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
+}

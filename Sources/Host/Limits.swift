@@ -1,0 +1,15 @@
+/// The host's bounds.
+public enum HostLimits {
+    /// Bytes of originals that one write reads, commits and lets go at a time; at least the largest chunk.
+    public static let originalBytes = 1 << 20
+    /// Chunks of such a step: they go into one batch.
+    public static let originalChunks = 250
+    /// Buffers for originals that are kept for the next writes; more are made when needed, and freed.
+    public static let idleBuffers = 16
+    /// Nanoseconds after which a blocked write tries again to use a cache that failed.
+    public static let retryNanoseconds: UInt64 = 200_000_000
+    /// Seconds that a write waits for a full cache before the epoch is abandoned, unless set otherwise.
+    public static let blockSeconds = 30.0
+    /// Buckets of a latency histogram; the last one counts all from about 17 s.
+    public static let latencyBuckets = 26
+}

@@ -1,0 +1,163 @@
+import Blocks
+import HostControl
+import OriginalImage
+import Synchronization
+
+extension CopyOnWriteVolume {
+    /// Returns when every chunk that `range` touches is preserved, or the epoch needs no originals any more.
+    func preserve(_ range: ByteRange, _ epoch: Epoch) {
+        let chunks = geometry.chunks(touching: range)
+        guard !chunks.allSatisfy({ epoch.preserved.contains($0) }) else { return }
+        let start = MonotonicClock.now
+        defer { meters.preserveTime.count(since: start) }
+        let step = UInt64(
+            min(HostLimits.originalChunks, HostLimits.originalBytes / Int(geometry.chunkSize)))
+        var first = chunks.lowerBound
+        while first < chunks.upperBound {
+            let next = min(first + step, chunks.upperBound)
+            while epoch.phase == .open, !first.isPreserved(upTo: next, in: epoch) {
+                preserveStep(first..<next, epoch)
+            }
+            first = next
+        }
+    }
+
+    /// Preserves those of `chunks` that nobody else has claimed, then waits for the others' owners.
+    /// Own chunks come first: nobody waits while it holds a claim, so that there can be no circle.
+    private func preserveStep(_ chunks: Range<UInt64>, _ epoch: Epoch) {
+        withUnsafeTemporaryAllocation(of: UInt64.self, capacity: chunks.count) { list in
+            var count = 0
+            for chunk in chunks where epoch.claimed.insert(chunk) {
+                list[count] = chunk
+                count += 1
+            }
+            if count > 0 {
+                hook?(.claimed)
+                let mine = UnsafeBufferPointer(rebasing: list[..<count])
+                if preserve(mine, epoch) {
+                    epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.preserved.insert(chunk) }
+                    }
+                } else {
+                    epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.claimed.remove(chunk) } }
+                }
+            }
+        }
+        epoch.changes.wait { _ in
+            let settled = chunks.allSatisfy { epoch.preserved.contains($0) || !epoch.claimed.contains($0) }
+            return settled || epoch.phase != .open ? () : nil
+        }
+    }
+
+    /// Reads and commits the originals of claimed chunks.
+    /// - Returns: false when the epoch needs them no more.
+    private func preserve(_ chunks: UnsafeBufferPointer<UInt64>, _ epoch: Epoch) -> Bool {
+        let buffer = buffers.take()
+        defer { buffers.give(buffer) }
+        do throws(StoreError) { try readOriginals(of: chunks, into: buffer) } catch {
+            abandon(epoch, "the source could not be read (\(error.code), errno \(error.errno))")
+            return false
+        }
+        hook?(.readOriginals)
+        let done = withUnsafeTemporaryAllocation(of: LogOriginal.self, capacity: chunks.count) {
+            list -> Bool in
+            var (count, offset) = (0, 0)
+            var zeros: UInt64 = 0
+            for chunk in chunks {
+                let length = geometry.length(of: chunk)
+                let bytes = UnsafeRawBufferPointer(rebasing: buffer[offset..<offset + length])
+                offset += length
+                if defects.contains(.forgetsOneBit), chunk % 5 == 2 { continue }
+                let original = LogOriginal(chunk: chunk, bytes: bytes)
+                list.initializeElement(at: count, to: original)
+                count += 1
+                zeros += original.isZero ? 1 : 0
+            }
+            guard commit(UnsafeMutableBufferPointer(rebasing: list[..<count]), epoch) else { return false }
+            meters.chunksPreserved.wrappingAdd(UInt64(count), ordering: .relaxed)
+            meters.zeroChunks.wrappingAdd(zeros, ordering: .relaxed)
+            return true
+        }
+        if done { hook?(.committed) }
+        return done
+    }
+
+    private func readOriginals(
+        of chunks: UnsafeBufferPointer<UInt64>, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(StoreError) {
+        var index = 0
+        var offset = 0
+        while index < chunks.count {
+            let start = geometry.range(of: chunks[index])
+            var end = start.end
+            while index + 1 < chunks.count, chunks[index + 1] == chunks[index] + 1 {
+                index += 1
+                end = geometry.range(of: chunks[index]).end
+            }
+            let count = Int(end - start.offset)
+            try source.read(
+                at: start.offset,
+                into: UnsafeMutableRawBufferPointer(rebasing: buffer[offset..<offset + count]))
+            offset += count
+            index += 1
+        }
+    }
+
+    /// Appends to the log, and does what the policy says when that fails.
+    private func commit(_ originals: UnsafeMutableBufferPointer<LogOriginal>, _ epoch: Epoch) -> Bool {
+        var remaining = originals.count
+        var deadline: UInt64?
+        while true {
+            let failure: LogError
+            do throws(LogError) {
+                try log.append(UnsafeBufferPointer(rebasing: originals[..<remaining]))
+                return true
+            } catch { failure = error }
+            if case .wrongState = failure {
+                epoch.waitUntilNotOpen()  // whoever ended or voided the log is about to say so
+                return false
+            }
+            let until = deadline ?? MonotonicClock.now &+ UInt64(settings.blockSeconds * 1e9)
+            deadline = until
+            guard settings.onCacheFull == .block, waitForCache(failure, until, epoch) else {
+                abandon(epoch, "the cache failed: \(failure)")
+                return false
+            }
+            if epoch.phase != .open { return false }
+            // A retry appends only what did not get in.
+            var kept = 0
+            for index in 0..<remaining where !log.contains(originals[index].chunk) {
+                originals[kept] = originals[index]
+                kept += 1
+            }
+            remaining = kept
+        }
+    }
+
+    /// Waits until it is worth another try or the epoch is over.
+    /// - Returns: false when the time is up.
+    private func waitForCache(_ failure: LogError, _ deadline: UInt64, _ epoch: Epoch) -> Bool {
+        let now = MonotonicClock.now
+        guard now < deadline else { return false }
+        blockedWrites.wrappingAdd(1, ordering: .relaxed)
+        defer { blockedWrites.wrappingSubtract(1, ordering: .relaxed) }
+        // A full log does not become less full in an open epoch; a device may come back.
+        let patience = failure == .full ? deadline - now : min(deadline - now, HostLimits.retryNanoseconds)
+        let over: Void? = epoch.changes.wait(nanoseconds: patience) { _ in epoch.phase != .open ? () : nil }
+        return over != nil || failure != .full
+    }
+
+    /// Makes the epoch void. Writes go on unharmed from here on.
+    func abandon(_ epoch: Epoch, _ reason: String) {
+        guard epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
+        log.void(reason)  // first on the cache, so that a crash cannot bring the epoch back
+        epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last
+        isEpochOpen.store(false, ordering: .releasing)
+    }
+}
+
+extension UInt64 {
+    /// Whether the chunks from this one to before `end` are all preserved.
+    fileprivate func isPreserved(upTo end: UInt64, in epoch: Epoch) -> Bool {
+        (self..<end).allSatisfy { epoch.preserved.contains($0) }
+    }
+}

@@ -1,0 +1,273 @@
+import Blocks
+import FoundationEssentials
+
+/// The writer of an original image log (article <doc:OriginalImageLog>): one per cache, for the host.
+///
+/// Many threads may append and read at once. Concurrent appenders join one batch; the first of them writes it
+/// for all while the next batch gathers (group commit). Superblock operations wait for each other.
+public final class OriginalImageLog: Sendable {
+    /// What the log is for.
+    public struct Settings: Sendable {
+        public var volume: UUID
+        public var geometry: ChunkGeometry
+        public var durability: LogDurability
+        /// Bytes of the log; nil: all of the store.
+        public var capacity: UInt64?
+        /// The running machine's boot id.
+        public var boot: UUID
+
+        public init(
+            volume: UUID, geometry: ChunkGeometry, durability: LogDurability, capacity: UInt64? = nil,
+            boot: UUID
+        ) {
+            self.volume = volume
+            self.geometry = geometry
+            self.durability = durability
+            self.capacity = capacity
+            self.boot = boot
+        }
+    }
+
+    /// What was found in the cache.
+    public enum Finding: Hashable, Sendable {
+        /// It was blank and is now a log.
+        case blank
+        /// No epoch, or a released one.
+        case unused
+        /// The originals of an ended or void epoch are retained.
+        case retained
+        /// An open epoch goes on with so many entries.
+        case resumed(entries: UInt64)
+        /// An open epoch was lost in a power cut and is void now.
+        case lost
+    }
+
+    struct State {
+        var superblock: LogSuperblock
+        /// Where the next batch goes.
+        var head: LogPosition
+        var isCommitting = false
+        /// Batches that gather, the one to be written next first.
+        var queue: [GatheringBatch] = []
+    }
+
+    public let store: any BlockStore
+    public let settings: Settings
+    public let finding: Finding
+    let capacity: UInt64
+    let state: Monitor<State>
+    let index = OriginalIndex()
+    let gather = GatherBuffers()
+    /// True while somebody writes a superblock.
+    private let superblockTurn = Monitor(false)
+
+    /// Opens the log in `store`, makes one there if the store is blank, and recovers an open epoch.
+    public init(_ store: any BlockStore, settings: Settings) throws(LogError) {
+        let available = min(settings.capacity ?? store.size, store.size)
+        capacity = min(available, LogLimits.volumeBytes).roundedDown(to: LogFormat.blockSize)
+        let needed = LogFormat.minimumCapacity(chunkSize: settings.geometry.chunkSize)
+        guard capacity >= needed else { throw .tooSmall(needed: needed, available: available) }
+        if let asked = settings.capacity, asked > store.size {
+            throw .tooSmall(needed: asked, available: store.size)
+        }
+        self.store = store
+        self.settings = settings
+        if let superblock = try Self.existing(in: store) {
+            guard superblock.volume == settings.volume else {
+                throw .otherVolume(found: superblock.volume, expected: settings.volume)
+            }
+            state = Monitor(State(superblock: superblock, head: superblock.epoch?.marker ?? .start))
+            switch superblock.epoch?.state {
+            case nil, .released: finding = .unused
+            case .ended, .void: finding = .retained
+            case .open:
+                finding = try Self.recover(superblock, store, settings, state, index)
+                if finding == .lost {
+                    try update { superblock throws(LogError) in
+                        superblock.epoch?.state = .void
+                        superblock.epoch?.voidReason =
+                            "the machine restarted and the epoch's durability was process"
+                    }
+                }
+            }
+        } else {
+            finding = .blank
+            state = Monitor(
+                State(
+                    superblock: LogSuperblock(
+                        generation: 0, volume: settings.volume, geometry: settings.geometry,
+                        capacity: capacity, durability: settings.durability), head: .start))
+            for _ in 0..<2 { try update { _ throws(LogError) in } }
+        }
+    }
+
+    /// The superblock in force; nil when the store is blank.
+    private static func existing(in store: any BlockStore) throws(LogError) -> LogSuperblock? {
+        do throws(LogError) { return try LogSuperblock.read(from: store)[0] } catch {
+            guard error == .noValidSuperblock else { throw error }
+        }
+        let buffer = AlignedBuffer(count: Int(min(LogLimits.blankBytes, store.size)))
+        try onStore { () throws(StoreError) in try store.read(at: 0, into: buffer.bytes) }
+        guard UnsafeRawBufferPointer(buffer.bytes).isAllZeros else { throw .foreignContents }
+        return nil
+    }
+
+    private static func recover(
+        _ superblock: LogSuperblock, _ store: any BlockStore, _ settings: Settings, _ state: Monitor<State>,
+        _ index: OriginalIndex
+    ) throws(LogError) -> Finding {
+        guard let epoch = superblock.epoch else { preconditionFailure("an open epoch has a description") }
+        if epoch.boot != settings.boot, superblock.durability == .process { return .lost }
+        guard superblock.geometry == settings.geometry else {
+            throw .otherGeometry(
+                "chunks of \(ByteCount(superblock.geometry.chunkSize)) of a volume of "
+                    + "\(superblock.geometry.volumeSize) bytes")
+        }
+        let reader = try LogReader(store)
+        var head = LogPosition.start
+        var last: LogBatch?
+        func take(_ batch: LogBatch) throws(LogError) {
+            for entry in batch.entries {
+                guard index.insert(entry) else { throw .corrupt("chunk \(entry.chunk) has two originals") }
+            }
+            head.position = batch.end
+            head.sequence += 1
+            head.entries += UInt64(batch.entries.count)
+        }
+        try reader.forEachBatch { batch throws(LogError) in
+            if let committed = last { try take(committed) }
+            last = batch
+        }
+        // Only the last can be torn: the article says why.
+        if let last, try reader.isWhole(last) { try take(last) }
+        if head.sequence < epoch.marker.sequence {
+            throw .corrupt("batches before the marker are missing")
+        }
+        state.withLock { $0.head = head }
+        return .resumed(entries: head.entries)
+    }
+}
+
+// MARK: Epochs
+
+extension OriginalImageLog {
+    /// The current epoch or the last one.
+    public var epoch: LogEpoch? { state.withLock { $0.superblock.epoch } }
+
+    /// The chunks of the epoch's volume: the settings' once a new epoch begins.
+    public var geometry: ChunkGeometry { state.withLock { $0.superblock.geometry } }
+
+    /// Bytes of the log that can be used, superblocks included.
+    public var totalCapacity: UInt64 { state.withLock { $0.superblock.capacity } }
+
+    /// Where the next batch goes: bytes used, batches and entries there.
+    public var head: LogPosition { state.withLock { $0.head } }
+
+    /// Opens an epoch: its superblock is on stable storage at return.
+    /// - Throws: ``LogError/wrongState(_:)`` unless there is none or the last is released.
+    public func begin(number: UInt64, uuid: UUID, institutedAt: Int64) throws(LogError) {
+        let (volume, capacity) = (settings, capacity)
+        // Nobody joins a batch of an epoch that is not open; the last one of the epoch before may be on its way.
+        state.wait { !$0.isCommitting && $0.queue.isEmpty ? () : nil }
+        try update { superblock throws(LogError) in
+            if let state = superblock.epoch?.state, state != .released { throw .wrongState(state) }
+            superblock.geometry = volume.geometry
+            superblock.durability = volume.durability
+            superblock.capacity = capacity
+            superblock.epoch = LogEpoch(
+                number: number, uuid: uuid, institutedAt: institutedAt, boot: volume.boot)
+        } adopt: { state in
+            state.head = .start
+            self.index.removeAll()
+        }
+    }
+
+    /// Corrects the time of institution, which is known only when the gate was closed.
+    public func stamp(institutedAt: Int64) throws(LogError) {
+        try update { superblock throws(LogError) in
+            guard superblock.epoch?.state == .open else { throw .wrongState(superblock.epoch?.state) }
+            superblock.epoch?.institutedAt = institutedAt
+        }
+    }
+
+    /// Makes the log durable up to here, records the place in the superblock and returns it.
+    public func mark() throws(LogError) -> LogPosition { try settle(.open) }
+
+    /// Makes the log durable and its epoch `ended`. Nobody appends any more when this is called.
+    public func end() throws(LogError) -> LogPosition { try settle(.ended) }
+
+    private func settle(_ newState: LogState) throws(LogError) -> LogPosition {
+        let place = head
+        try onStore { () throws(StoreError) in try store.flush() }
+        try update { superblock throws(LogError) in
+            guard superblock.epoch?.state == .open else { throw .wrongState(superblock.epoch?.state) }
+            superblock.epoch?.state = newState
+            superblock.epoch?.marker = place
+        }
+        return place
+    }
+
+    /// The originals are needed no more.
+    public func release() throws(LogError) {
+        try update { superblock throws(LogError) in
+            guard let state = superblock.epoch?.state, state == .ended || state == .void else {
+                throw .wrongState(superblock.epoch?.state)
+            }
+            superblock.epoch?.state = .released
+        }
+    }
+
+    /// The open epoch's originals are not complete. Takes effect at once in this process; on the cache if it
+    /// can be written.
+    /// - Returns: whether it stands on the cache; if not, later superblocks carry it, and
+    ///   ``recordState()`` tries again.
+    @discardableResult
+    public func void(_ reason: String) -> Bool {
+        let changed = state.withLockAndNotify { state -> Bool in
+            guard state.superblock.epoch?.state == .open else { return false }
+            state.superblock.epoch?.state = .void
+            state.superblock.epoch?.voidReason = reason
+            return true
+        }
+        return changed ? recordState() : true
+    }
+
+    /// Writes the superblock once more.
+    @discardableResult
+    public func recordState() -> Bool {
+        do throws(LogError) {
+            try update { _ throws(LogError) in }
+            return true
+        } catch {
+            return false  // the caller is told; the cache's failure is what made the epoch void
+        }
+    }
+
+    /// Writes the next generation of the superblock, changed by `change`; it holds from when it is on stable
+    /// storage. A `void` that comes meanwhile is kept.
+    private func update(
+        _ change: (inout LogSuperblock) throws(LogError) -> Void, adopt: (inout State) -> Void = { _ in }
+    ) throws(LogError) {
+        superblockTurn.wait { busy -> Void? in
+            guard !busy else { return nil }
+            busy = true
+            return ()
+        }
+        defer { superblockTurn.withLockAndNotify { $0 = false } }
+        var next = state.withLock { $0.superblock }
+        let before = next
+        try change(&next)
+        next.generation += 1
+        try onStore { () throws(StoreError) in
+            try store.write(next.encoded(), at: next.position, durable: true)
+        }
+        state.withLock { state in
+            if state.superblock == before {
+                state.superblock = next
+                adopt(&state)
+            } else {
+                state.superblock.generation = next.generation  // it became void while we wrote
+            }
+        }
+    }
+}
