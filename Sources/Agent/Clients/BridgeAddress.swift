@@ -1,0 +1,119 @@
+import Foundation
+
+/// Name and secret of one-way CHAP (RFC 1994, RFC 7143 §12.1.3).
+public struct CHAPCredentials: Hashable, Sendable {
+    public var name: String
+    public var secret: String
+
+    public init(name: String, secret: String) {
+        self.name = name
+        self.secret = secret
+    }
+
+    /// Reads name and secret from a file's first line, separated by white space or a colon.
+    /// - Throws: 66 when it is not there, 77 when others than its owner may read it, 64 for other contents.
+    public init(readingFile path: String) throws(AgentError) {
+        let doing = "reading CHAP name and secret from"
+        let bytes: [UInt8]
+        do {
+            guard let handle = FileHandle(forReadingAtPath: path) else {
+                throw AgentError(
+                    .inputMissing, doing: doing, to: path, because: systemMessage(errno),
+                    advice: "name a file that holds `name secret`")
+            }
+            defer { handle.closeFile() }
+            var status = stat()
+            guard fstat(handle.fileDescriptor, &status) == 0, status.st_mode & 0o077 == 0 else {
+                throw AgentError(
+                    .notPermitted, doing: doing, to: path, because: "others than its owner may use it",
+                    advice: "chmod 600 \(path)")
+            }
+            bytes = Array(try handle.read(upToCount: ClientLimits.credentialsFileBytes) ?? Data())
+        } catch let error as AgentError { throw error } catch {
+            throw AgentError(.io, doing: doing, to: path, because: "\(error)")
+        }
+        let line = String(decoding: bytes.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
+        let fields = line.split(maxSplits: 1) { $0 == " " || $0 == "\t" || $0 == ":" }
+        guard fields.count == 2 else {
+            throw AgentError(
+                .usage, doing: doing, to: path, because: "its first line is not `name secret`",
+                advice: "write the name, a space and the secret on its first line")
+        }
+        self.init(
+            name: String(fields[0]), secret: fields[1].trimmingCharacters(in: .whitespacesAndNewlines))
+    }
+}
+
+/// Where a copy manager is: `iscsi://[user[%secret]@]host[:port]/iqn…`.
+public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
+    public var host: String
+    public var port: Int
+    public var targetName: String
+    public var credentials: CHAPCredentials?
+
+    public init(host: String, port: Int = 3260, targetName: String, credentials: CHAPCredentials? = nil) {
+        self.host = host
+        self.port = port
+        self.targetName = targetName
+        self.credentials = credentials
+    }
+
+    /// Reads the text form. An IPv6 address stands in brackets; a user without a secret gets it from
+    /// `credentials`, as does an address without a user.
+    /// - Throws: 64.
+    public init(parsing text: String, credentials: CHAPCredentials? = nil) throws(AgentError) {
+        func bad(_ why: String) -> AgentError {
+            // The text may hold a secret, so it is not told.
+            AgentError(
+                .usage, doing: "reading the bridge's address", to: "", because: why,
+                advice: "write iscsi://[user[%secret]@]host[:port]/target-name")
+        }
+        guard text.hasPrefix("iscsi://") else { throw bad("it does not begin with iscsi://") }
+        var rest = text.dropFirst("iscsi://".count)
+        self.credentials = credentials
+        if let slash = rest.lastIndex(of: "/"), let at = rest[..<slash].lastIndex(of: "@") {
+            let user = rest[..<at].split(separator: "%", maxSplits: 1, omittingEmptySubsequences: false)
+            rest = rest[rest.index(after: at)...]
+            let name = String(user[0])
+            if user.count == 2 {
+                self.credentials = CHAPCredentials(name: name, secret: String(user[1]))
+            } else if credentials == nil || credentials?.name != name {
+                throw bad("the user \(name) comes without a secret")
+            }
+        }
+        guard let slash = rest.firstIndex(of: "/") else { throw bad("it names no target") }
+        let target = rest[rest.index(after: slash)...].removingPercentEncoding ?? ""
+        guard !target.isEmpty, target.utf8.count <= 223, !target.contains("/") else {
+            throw bad("what follows the host is not a target's name (units are named apart)")
+        }
+        targetName = target
+        (host, port) = try Self.portal(rest[..<slash], bad)
+    }
+
+    private static func portal(
+        _ text: Substring, _ bad: (String) -> AgentError
+    ) throws(AgentError) -> (String, Int) {
+        var host = text
+        var digits: Substring?
+        if text.hasPrefix("[") {
+            guard let end = text.firstIndex(of: "]") else { throw bad("a bracket is not closed") }
+            host = text[text.index(after: text.startIndex)..<end]
+            let tail = text[text.index(after: end)...]
+            guard tail.isEmpty || tail.hasPrefix(":") else { throw bad("it has no port after the bracket") }
+            digits = tail.isEmpty ? nil : tail.dropFirst()
+        } else if let colon = text.firstIndex(of: ":") {
+            host = text[..<colon]
+            digits = text[text.index(after: colon)...]
+        }
+        guard !host.isEmpty else { throw bad("it names no host") }
+        guard let digits else { return (String(host), 3260) }
+        guard let port = UInt16(digits), port > 0 else { throw bad("\(digits) is not a port") }
+        return (String(host), Int(port))
+    }
+
+    /// `host:port`, an IPv6 address in brackets.
+    public var portal: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
+
+    /// Without the credentials.
+    public var description: String { "iscsi://\(portal)/\(targetName)" }
+}
