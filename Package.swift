@@ -27,6 +27,7 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-nio", from: "2.101.2"),
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
+        .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
     ],
     targets: [
         // Level 0: system libraries, and what everybody shares.
@@ -63,6 +64,7 @@ let package = Package(
                 "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "ISCSI", "NBD", "Bridge", "Host",
                 "PhysicalCopy", "Agent", log,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
+                .product(name: "Crypto", package: "swift-crypto"), .product(name: "Yams", package: "Yams"),
             ],
             swiftSettings: strict),
 

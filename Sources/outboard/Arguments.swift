@@ -1,0 +1,70 @@
+import ArgumentParser
+import Blocks
+import Glibc
+import HostControl
+
+extension ByteCount: ExpressibleByArgument {
+    public init?(argument: String) { self.init(parsing: argument) }
+}
+
+extension Durability: ExpressibleByArgument {}
+extension CacheFullPolicy: ExpressibleByArgument {}
+
+/// `ADDRESS:PORT`; an IPv6 address stands in brackets.
+struct Endpoint: ExpressibleByArgument, Sendable {
+    var host: String
+    var port: Int
+
+    init?(argument: String) {
+        guard let colon = argument.lastIndex(of: ":"),
+            let port = UInt16(argument[argument.index(after: colon)...])
+        else { return nil }
+        var host = argument[..<colon]
+        if host.hasPrefix("["), host.hasSuffix("]") { host = host.dropFirst().dropLast() }
+        guard !host.isEmpty else { return nil }
+        self.host = String(host)
+        self.port = Int(port)
+    }
+
+    init(host: String, port: Int) {
+        self.host = host
+        self.port = port
+    }
+
+    /// As it stands in a URI.
+    var text: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
+}
+
+/// `N=PATH[,ro]`.
+struct UnitArgument: ExpressibleByArgument, Sendable {
+    var number: Int
+    var path: String
+    var readOnly: Bool
+
+    init?(argument: String) {
+        let parts = argument.split(separator: "=", maxSplits: 1)
+        guard parts.count == 2, let number = Int(parts[0]), (0...16383).contains(number) else { return nil }
+        readOnly = parts[1].hasSuffix(",ro")
+        path = String(readOnly ? parts[1].dropLast(3) : parts[1])
+        guard !path.isEmpty else { return nil }
+        self.number = number
+    }
+
+    init(number: Int, path: String, readOnly: Bool) {
+        self.number = number
+        self.path = path
+        self.readOnly = readOnly
+    }
+}
+
+/// `path` from the root on, with links followed where it exists.
+func absolutePath(_ path: String) -> String {
+    if let resolved = realpath(path, nil) {
+        defer { free(resolved) }
+        return String(cString: resolved)
+    }
+    if path.hasPrefix("/") { return path }
+    guard let current = getcwd(nil, 0) else { return path }
+    defer { free(current) }
+    return String(cString: current) + "/" + path
+}
