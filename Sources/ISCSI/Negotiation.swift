@@ -1,0 +1,119 @@
+/// What initiator and target agreed upon at login (RFC 7143 §13). Lengths are bytes. The values at the start
+/// are the standard's defaults.
+struct NegotiatedParameters: Hashable {
+    var digests = Digests()
+    var initialR2T = true
+    var immediateData = true
+    /// The initiator's MaxRecvDataSegmentLength.
+    var initiatorReceiveSegment = 8192
+    var maxBurst = 262_144
+    var firstBurst = 65_536
+}
+
+/// Answers the operational keys of one login, each once.
+struct OperationalNegotiation {
+    private(set) var parameters = NegotiatedParameters()
+    private var answered: Set<String> = []
+    private var hasDeclared = false
+
+    static let notUnderstood = "NotUnderstood"
+    static let reject = "Reject"
+    static let irrelevant = "Irrelevant"
+
+    /// Answers one key.
+    /// - Returns: nil for a key that takes no answer.
+    mutating func answer(_ key: TextKey) throws(ProtocolViolation) -> TextKey? {
+        guard answered.insert(key.key).inserted else {
+            throw ProtocolViolation("\(key.key) negotiated twice")
+        }
+        return value(for: key).map { TextKey(key.key, $0) }
+    }
+
+    /// What the target declares by itself, at the first answer of the operational stage.
+    mutating func declarations() -> [TextKey] {
+        if hasDeclared { return [] }
+        hasDeclared = true
+        return [TextKey("MaxRecvDataSegmentLength", String(ISCSILimits.receiveDataSegment))]
+    }
+
+    private mutating func value(for key: TextKey) -> String? {
+        switch key.key {
+        case "HeaderDigest": return digest(key.value, \.digests.header)
+        case "DataDigest": return digest(key.value, \.digests.data)
+        case "MaxConnections":
+            return number(key.value, 1...65535) { _ in 1 }
+        case "InitialR2T":
+            return boolean(key.value) { yes in
+                parameters.initialR2T = yes
+                return yes
+            }
+        case "ImmediateData":
+            return boolean(key.value) { yes in
+                parameters.immediateData = yes
+                return yes
+            }
+        case "MaxRecvDataSegmentLength":
+            // Declarative: no answer, unless it is out of range.
+            return number(key.value, 512...0xFF_FFFF) { value in
+                parameters.initiatorReceiveSegment = Int(value)
+                return value
+            } == Self.reject ? Self.reject : nil
+        case "MaxBurstLength":
+            return number(key.value, 512...0xFF_FFFF) { value in
+                parameters.maxBurst = min(Int(value), ISCSILimits.maxBurst)
+                return UInt32(parameters.maxBurst)
+            }
+        case "FirstBurstLength":
+            return number(key.value, 512...0xFF_FFFF) { value in
+                parameters.firstBurst = min(Int(value), ISCSILimits.firstBurst)
+                return UInt32(parameters.firstBurst)
+            }
+        default: return valueOfFixed(key)
+        }
+    }
+
+    /// Keys whose outcome changes nothing here.
+    private func valueOfFixed(_ key: TextKey) -> String? {
+        switch key.key {
+        case "DefaultTime2Wait": return number(key.value, 0...3600) { $0 }
+        case "DefaultTime2Retain": return number(key.value, 0...3600) { _ in 0 }
+        case "MaxOutstandingR2T": return number(key.value, 1...65535) { _ in 1 }
+        case "ErrorRecoveryLevel": return number(key.value, 0...2) { _ in 0 }
+        case "iSCSIProtocolLevel": return number(key.value, 0...31) { min($0, 1) }
+        case "DataPDUInOrder", "DataSequenceInOrder": return boolean(key.value) { _ in true }
+        case "IFMarker", "OFMarker", "RDMAExtensions": return boolean(key.value) { _ in false }
+        case "IFMarkInt", "OFMarkInt", "InitiatorRecvDataSegmentLength", "TargetRecvDataSegmentLength",
+            "MaxOutstandingUnexpectedPDUs":
+            return Self.irrelevant
+        case "TaskReporting":
+            return key.value.split(separator: ",").contains("RFC3720") ? "RFC3720" : Self.reject
+        case "InitiatorAlias": return nil
+        default: return Self.notUnderstood
+        }
+    }
+
+    private mutating func digest(
+        _ offered: String, _ path: WritableKeyPath<NegotiatedParameters, Bool>
+    ) -> String {
+        for value in offered.split(separator: ",") where value == "None" || value == "CRC32C" {
+            parameters[keyPath: path] = value == "CRC32C"
+            return String(value)
+        }
+        return Self.reject
+    }
+
+    private func number(
+        _ text: String, _ range: ClosedRange<UInt32>, _ decide: (UInt32) -> UInt32
+    ) -> String {
+        guard let value = TextKeys.number(text), range.contains(value) else { return Self.reject }
+        return String(decide(value))
+    }
+
+    private func boolean(_ text: String, _ decide: (Bool) -> Bool) -> String {
+        switch text {
+        case "Yes": decide(true) ? "Yes" : "No"
+        case "No": decide(false) ? "Yes" : "No"
+        default: Self.reject
+        }
+    }
+}

@@ -1,0 +1,323 @@
+import Blocks
+import Logging
+import NIOCore
+import SCSI
+
+/// What all connections of a target share.
+final class TargetShared: Sendable {
+    let device: any SCSITargetDevice
+    let identity: TargetIdentity
+    let logger: Logger
+    let registry = SessionRegistry()
+    private let connections = Monitor<(count: Int, open: [ObjectIdentifier: ConnectionHandler])>((0, [:]))
+
+    init(device: any SCSITargetDevice, identity: TargetIdentity, logger: Logger) {
+        self.device = device
+        self.identity = identity
+        self.logger = logger
+    }
+
+    /// Counts a new connection, if there may be one more.
+    func admitConnection() -> Bool {
+        let admitted = connections.withLock { state in
+            guard state.count < ISCSILimits.connections else { return false }
+            state.count += 1
+            return true
+        }
+        if !admitted { logger.warning("too many connections: one more is closed") }
+        return admitted
+    }
+
+    func opened(_ handler: ConnectionHandler) {
+        connections.withLock { $0.open[ObjectIdentifier(handler)] = handler }
+    }
+
+    func ended(_ handler: ConnectionHandler) {
+        connections.withLockAndNotify { state in
+            if state.open.removeValue(forKey: ObjectIdentifier(handler)) != nil { state.count -= 1 }
+        }
+    }
+
+    /// Asks all to log out, then closes who has not, then waits until every nexus is closed.
+    func endConnections(on loop: any EventLoop) async {
+        for handler in connections.withLock({ Array($0.open.values) }) { handler.requestLogout() }
+        if await !isEmpty(within: ISCSILimits.shutdownSeconds, on: loop) {
+            for handler in connections.withLock({ Array($0.open.values) }) {
+                handler.terminate(why: "shutdown")
+            }
+            // Longer than any device should take to notice that its commands are aborted.
+            if await !isEmpty(within: 30, on: loop) { logger.error("a session does not end") }
+        }
+    }
+
+    private func isEmpty(within seconds: Int64, on loop: any EventLoop) async -> Bool {
+        let promise = loop.makePromise(of: Bool.self)
+        let wait: @Sendable () -> Void = { [self] in
+            let empty = connections.wait(nanoseconds: UInt64(seconds) * 1_000_000_000) {
+                $0.open.isEmpty ? true : nil
+            }
+            promise.succeed(empty ?? false)
+        }
+        if !BlockingThread.start(wait) { promise.succeed(false) }
+        // The promise is never failed.
+        return (try? await promise.futureResult.get()) ?? false
+    }
+}
+
+/// Carries one ``TargetConnection`` over a socket.
+///
+/// Unchecked: all its state is touched on the channel's event loop only; other threads come in by `loop`.
+final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchecked Sendable {
+    typealias InboundIn = ByteBuffer
+    typealias OutboundOut = ByteBuffer
+
+    /// Bytes gathered into one write.
+    private static let writeBytes = 1 << 20
+
+    private let channel: any Channel
+    private let loop: any EventLoop
+    private let shared: TargetShared
+    private var logger: Logger
+    private var connection: TargetConnection
+    private var pool: WorkerPool?
+    private var key: SessionRegistry.Key?
+    private var nexus: Nexus?
+    private var loginTimeout: Scheduled<Void>?
+    /// The peer is being held back.
+    private var isReadPaused = false
+    private var isInactive = false
+    private let completions = Monitor<[(tag: UInt32, outcome: SCSIOutcome)]>([])
+
+    init(channel: any Channel, shared: TargetShared) {
+        self.channel = channel
+        self.shared = shared
+        loop = channel.eventLoop
+        logger = shared.logger
+        logger[metadataKey: "peer"] = "\(channel.remoteAddress?.description ?? "unknown")"
+        connection = TargetConnection(
+            target: shared.identity, portal: Self.portal(of: channel.localAddress))
+    }
+
+    /// As SendTargets tells it (RFC 7143 §13.8).
+    private static func portal(of address: SocketAddress?) -> String {
+        guard let address, let host = address.ipAddress, let port = address.port else { return "" }
+        return address.protocol == .inet6 ? "[\(host)]:\(port)" : "\(host):\(port)"
+    }
+
+    // MARK: Channel
+
+    func handlerAdded(context: ChannelHandlerContext) { shared.opened(self) }
+
+    func channelActive(context: ChannelHandlerContext) {
+        loginTimeout = loop.scheduleTask(in: .seconds(ISCSILimits.loginSeconds)) { [weak self] in
+            guard let self, !connection.isLoggedIn else { return }
+            terminateOnLoop(why: "login took too long")
+        }
+        context.read()
+    }
+
+    func channelRead(context: ChannelHandlerContext, data: NIOAny) {
+        let buffer = unwrapInboundIn(data)
+        perform(buffer.withUnsafeReadableBytes { connection.receive($0) })
+    }
+
+    func channelReadComplete(context: ChannelHandlerContext) {
+        if connection.wantsInput { context.read() } else { isReadPaused = true }
+    }
+
+    func errorCaught(context: ChannelHandlerContext, error: any Error) {
+        logger.debug("connection error", metadata: ["error": "\(error)"])
+        context.close(promise: nil)
+    }
+
+    func channelInactive(context: ChannelHandlerContext) {
+        guard !isInactive else { return }
+        isInactive = true
+        loginTimeout?.cancel()
+        connection.disconnected()
+        pool?.stop()
+        endNexus()
+    }
+
+    /// Tells the device that the nexus is lost, on a thread of its own, since that may block.
+    private func endNexus() {
+        guard let nexus, let key else { return shared.ended(self) }
+        let end: @Sendable () -> Void = { [self, shared] in
+            shared.device.closeNexus(nexus)
+            shared.registry.leave(key, self)
+            shared.ended(self)
+        }
+        // Without a thread to give, it is better told late for others than never.
+        if !BlockingThread.start(end) { end() }
+    }
+
+    // MARK: Actions
+
+    private func perform(_ actions: [TargetConnection.Action]) {
+        guard !actions.isEmpty else { return }
+        var gathered = channel.allocator.buffer(capacity: 0)
+        var bytes = 0
+        var cost = 0
+        func flush() {
+            guard bytes > 0 else { return }
+            write(gathered, bytes: bytes, cost: cost)
+            gathered = channel.allocator.buffer(capacity: 0)
+            bytes = 0
+            cost = 0
+        }
+        for action in actions {
+            switch action {
+            case .send(let pdu, let digests, let length, let itsCost):
+                gathered.reserveCapacity(minimumWritableBytes: length)
+                pdu.encode(digests) { gathered.writeBytes($0) }
+                bytes += length
+                cost += itsCost
+                if bytes >= Self.writeBytes { flush() }
+            case .establish(let result): establish(result)
+            case .execute(let tag, let task): execute(tag, task)
+            case .reset(let tag, let scope): reset(tag, scope)
+            case .close(let why):
+                flush()
+                logger.debug("closing", metadata: ["why": "\(why)"])
+                close(why)
+            }
+        }
+        flush()
+        channel.flush()
+    }
+
+    private func write(_ buffer: ByteBuffer, bytes: Int, cost: Int) {
+        let promise = loop.makePromise(of: Void.self)
+        // Written or failed: either way the memory is free again, and a failure closes the channel.
+        promise.futureResult.whenComplete { [self] _ in
+            perform(connection.written(bytes: bytes, cost: cost))
+            if isReadPaused, connection.wantsInput {
+                isReadPaused = false
+                channel.read()
+            }
+        }
+        channel.write(buffer, promise: promise)
+    }
+
+    /// Closes behind what has been written.
+    private func close(_ why: String) {
+        let promise = loop.makePromise(of: Void.self)
+        promise.futureResult.whenComplete { [channel] _ in channel.close(promise: nil) }
+        channel.writeAndFlush(channel.allocator.buffer(capacity: 0), promise: promise)
+    }
+
+    private func establish(_ result: LoginResult) {
+        let nexus = Nexus(
+            initiatorName: result.initiatorName, sessionIdentifier: result.isid,
+            authenticatedName: result.authenticatedName)
+        let key = SessionRegistry.Key(initiatorName: result.initiatorName, isid: result.isid)
+        let started = BlockingThread.start { [self, shared] in
+            // A discovery session is no nexus of the device, nor does it displace anybody.
+            guard !result.isDiscovery else {
+                return loop.execute { self.established(nexus, nil, tsih: 0xFFFF) }
+            }
+            guard let tsih = shared.registry.enter(key, self) else {
+                return loop.execute { self.perform(self.connection.refused(.outOfResources)) }
+            }
+            shared.device.openNexus(nexus)
+            loop.execute { self.established(nexus, key, tsih: tsih) }
+        }
+        if !started { perform(connection.refused(.outOfResources)) }
+    }
+
+    private func established(_ nexus: Nexus, _ key: SessionRegistry.Key?, tsih: UInt16) {
+        if let key {
+            self.nexus = nexus
+            self.key = key
+        }
+        // The peer may have gone meanwhile: then the nexus ends at once.
+        if isInactive {
+            if key != nil { endNexus() }
+            return
+        }
+        pool = WorkerPool(limit: ISCSILimits.workersPerSession)
+        loginTimeout?.cancel()
+        logger.debug("logged in", metadata: ["initiator": "\(nexus.initiatorName)"])
+        perform(connection.established(nexus, tsih: tsih))
+    }
+
+    private func execute(_ tag: UInt32, _ task: SCSITask) {
+        let accepted = pool?.submit { [self, shared] in
+            let outcome =
+                task.isAborted ? SCSIOutcome(status: .taskAborted) : shared.device.execute(task)
+            complete(tag, outcome)
+        }
+        // On the next tick, since this may stand in the middle of other actions.
+        if accepted != true { complete(tag, SCSIOutcome(status: .busy)) }
+    }
+
+    /// From any thread: hands an outcome to the event loop, many with one wake-up.
+    private func complete(_ tag: UInt32, _ outcome: SCSIOutcome) {
+        let isFirst = completions.withLock { list in
+            list.append((tag, outcome))
+            return list.count == 1
+        }
+        guard isFirst else { return }
+        loop.execute { [self] in
+            let batch = completions.withLock { list in
+                defer { list = [] }
+                return list
+            }
+            perform(batch.flatMap { connection.completed($0.tag, $0.outcome) })
+        }
+    }
+
+    private func reset(_ tag: UInt32, _ scope: ResetScope) {
+        guard let nexus else { return }
+        let work: @Sendable () -> Void = { [self, shared] in
+            shared.registry.abortTasks(scope, except: self)
+            switch scope {
+            case .taskSet: break
+            case .logicalUnit(let unit): shared.device.resetLogicalUnit(unit, from: nexus)
+            case .target:
+                for unit in units(nexus) { shared.device.resetLogicalUnit(unit, from: nexus) }
+            }
+            loop.execute { self.perform(self.connection.resetDone(tag)) }
+        }
+        // Without a thread the function is not answered, and the initiator goes on to harder means.
+        if !BlockingThread.start(work) { logger.error("no thread for a reset") }
+    }
+
+    /// The units that this session sees, as the device reports them.
+    private func units(_ nexus: Nexus) -> [LogicalUnitNumber] {
+        let cdb = Command.reportLUNs(select: ReportLUNs.selectAll, allocationLength: 1 << 17).encoded()
+        let task = SCSITask(
+            nexus: nexus, lun: LogicalUnitNumber(rawValue: 0), cdb: cdb, dataOut: [], expectedDataIn: 1 << 17,
+            expectedDataOut: 0)
+        let outcome = shared.device.execute(task)
+        do throws(MalformedParameterData) { return try ReportLUNs.decode(outcome.dataIn).units } catch {
+            logger.error("the device does not report its units", metadata: ["error": "\(error)"])
+            return []
+        }
+    }
+
+    // MARK: From other threads
+
+    func terminate(why: String) {
+        loop.execute { self.terminateOnLoop(why: why) }
+    }
+
+    private func terminateOnLoop(why: String) {
+        guard !isInactive else { return }
+        logger.debug("terminating", metadata: ["why": "\(why)"])
+        channel.close(promise: nil)
+    }
+
+    func requestLogout() {
+        loop.execute { [self] in
+            perform(connection.requestLogout(seconds: UInt16(ISCSILimits.shutdownSeconds)))
+        }
+    }
+
+    func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void) {
+        loop.execute { [self] in
+            perform(connection.abortTasks(scope))
+            done()
+        }
+    }
+}
