@@ -138,7 +138,15 @@ extension TargetConnection {
             guard task.unsolicited else { throw ProtocolViolation("unsolicited data after their end") }
         }
         let end = isSolicited ? task.burstEnd : min(task.expectedOut, parameters.firstBurst)
-        guard pdu.dataSN == task.nextDataSN else { throw ProtocolViolation("data out of sequence") }
+        // A sequence error ends the task, not the connection (RFC 7143 §7.9), once all of its data are there.
+        if task.isSpoiled || pdu.dataSN != task.nextDataSN {
+            tasks[tag]?.isSpoiled = true
+            if pdu.isFinal {
+                refuse(tag, .checkCondition(SenseData(.abortedCommand, .protocolServiceCRCError)))
+                admitTasks()
+            }
+            return
+        }
         guard Int(pdu.bufferOffset) == task.data.count, task.data.count + pdu.data.count <= end else {
             throw ProtocolViolation("data at the wrong offset, or too much")
         }

@@ -143,6 +143,8 @@ public struct ModePage: Hashable, Sendable {
         // QUEUE ALGORITHM MODIFIER 1: reordering is not restricted.
         body[1] = 0x10
         body[2] = softwareWriteProtect ? 0x08 : 0
+        // TAS: what another nexus aborts ends with TASK ABORTED, as the transport does it.
+        body[3] = 0x40
         // BUSY TIMEOUT PERIOD: unlimited.
         body[6] = 0xFF
         body[7] = 0xFF
