@@ -18,7 +18,7 @@ public enum NBDLimits {
     /// Requests of one connection that workers hold at once.
     public static let requestsInFlight = 64
     /// Bytes of payload that those requests may hold together (one request may always be held).
-    public static let bytesInFlight = 64 << 20
+    public static let bytesInFlight = 72 << 20
     /// Bytes of READ or WRITE up to which a request may be executed on the event loop.
     public static let inlinePayload: UInt32 = 64 << 10
     /// Nanoseconds: a store whose small operations take longer on average is kept off the event loop.

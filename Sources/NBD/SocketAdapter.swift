@@ -294,7 +294,7 @@ final class ConnectionRegistry: Sendable {
 /// ``shutdown()``, which must be called.
 public final class NBDServer: Sendable {
     private let group: MultiThreadedEventLoopGroup
-    private let registry = ConnectionRegistry()
+    let registry = ConnectionRegistry()
     private let pool = WorkerPool()
     private let provider: any NBDExportProvider
     private let tls: NIOSSLContext?

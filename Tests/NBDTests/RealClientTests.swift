@@ -146,7 +146,8 @@ import Testing
                     "--bsrange=512-256k", "--blockalign=512", "--iodepth=\(depth)",
                     "--numjobs=\(connections)",
                     "--size=\(size / connections)", "--offset_increment=\(size / connections)",
-                    "--verify=crc32c", "--group_reporting", "--randseed=7", "--fallocate=none", "--verify_state_save=0",
+                    "--verify=crc32c", "--group_reporting", "--randseed=7", "--fallocate=none",
+                    "--verify_state_save=0",
                 ])
             expectSuccess(result)
             #expect(!result.output.contains("verify: bad"), "\(result.output)")
