@@ -82,7 +82,8 @@ let package = Package(
         tests(
             "ISCSITests",
             ["ISCSI", "SCSI", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
-        tests("NBDTests", ["NBD", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
+        .target(name: "CAllocationCount", path: "Tests/CAllocationCount"),
+        tests("NBDTests", ["NBD", "Blocks", "CAllocationCount", log] + nio),
         tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks"]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),

@@ -235,6 +235,8 @@ final class ConnectionHandler: ChannelInboundHandler {
     private func finishIfDone() {
         guard case .ending(let session) = phase, (session?.inFlight ?? 0) == 0 else { return }
         guard let context else {
+            // The session's mailbox wakes this handler, which holds the session: the circle ends here.
+            phase = .ending(nil)
             registry.remove(self)
             return
         }

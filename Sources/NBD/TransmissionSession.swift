@@ -33,6 +33,8 @@ final class TransmissionSession {
     private var made = 0
     /// Requests that a slot is taken for.
     private(set) var inFlight = 0
+    /// Those of them that workers have.
+    var running: Int { inFlight - (filling == nil ? 0 : 1) }
     private var bytesInFlight = 0
     /// A request whose header was taken and for which there was no room.
     private var held: RequestHeader?

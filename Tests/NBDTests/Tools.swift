@@ -2,6 +2,7 @@ import Blocks
 import Foundation
 import Logging
 import NBD
+import Testing
 
 /// Exports that come and go.
 final class TestProvider: NBDExportProvider {
@@ -94,5 +95,14 @@ func pattern(_ count: Int, seed: UInt64) -> [UInt8] {
         state ^= state >> 7
         state ^= state << 17
         return UInt8(truncatingIfNeeded: state >> 24)
+    }
+}
+
+/// What a test in a process of its own has said.
+func printOutput(of result: ExitTest.Result?) {
+    guard let result else { return }
+    print(String(decoding: result.standardOutputContent, as: UTF8.self))
+    if result.exitStatus != .exitCode(EXIT_SUCCESS) {
+        print(String(decoding: result.standardErrorContent, as: UTF8.self))
     }
 }
