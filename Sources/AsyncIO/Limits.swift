@@ -6,7 +6,7 @@ public enum AsyncIOLimits {
     public static let chunkSize = 4096...(16 << 20)
     /// Bytes of the buffers of one copy engine: depth times chunk size.
     public static let engineBuffers = 1 << 30
-    /// Measured on loop devices and on a device of 10 ms latency (see the article): more gains nothing.
+    /// What was measured, and what was not, is in the article.
     public static let defaultDepth = 32
     public static let defaultChunkSize = 1 << 20
 

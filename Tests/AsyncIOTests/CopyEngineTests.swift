@@ -252,3 +252,48 @@ import Testing
         #expect(end[9000...] == expected[9000...])
     }
 }
+
+/// A file system that really fills: needs root, to mount a tmpfs of its own.
+@Suite struct FullFileSystemTests {
+    @Test func noSpaceIsToldAndNothingHangs() throws {
+        guard getuid() == 0 else {
+            print("SKIPPED noSpaceIsToldAndNothingHangs: needs root to mount a tmpfs")
+            return
+        }
+        let scratch = ScratchDirectory()
+        let place = "\(scratch.path)/full"
+        #expect(mkdir(place, 0o700) == 0)
+        guard mount("none", place, "tmpfs", 0, "size=1m") == 0 else {
+            print("SKIPPED noSpaceIsToldAndNothingHangs: no tmpfs can be mounted here (errno \(errno))")
+            return
+        }
+        defer { umount(place) }
+        let size: UInt64 = 4 << 20
+        try StorageFile.create("\(place)/target", size: size, preallocate: false)
+        #expect {
+            try StorageFile.create("\(place)/other", size: size, preallocate: true)
+        } throws: { ($0 as? StorageError)?.kind == .exhausted }
+        #expect(access("\(place)/other", F_OK) != 0)
+        for mode in [StorageMode.direct, .pageCache] {
+            let target = try StorageFile.open(
+                "\(place)/target", access: .readWrite, mode: mode, lock: .none)
+            let source = try StorageFile.open(
+                scratch.file("source-\(mode)", size: Int(size), seed: 1), access: .readOnly, mode: mode,
+                lock: .none)
+            let engine = try CopyEngine(depth: 8, chunkSize: 64 << 10)
+            #expect {
+                try engine.run(
+                    [
+                        CopySegment(
+                            source: source, sourceOffset: 0, target: target, targetOffset: 0, length: size)
+                    ], flush: true)
+            } throws: {
+                ($0 as? CopyFailure)?.reason == .write && ($0 as? CopyFailure)?.errno == ENOSPC
+            }
+            #expect {
+                try target.write([UInt8](repeating: 1, count: 2 << 20), at: 2 << 20)
+            } throws: { ($0 as? StoreError)?.code == .noSpace }
+            try target.writeZeroes(ByteRange(offset: 0, count: size), options: [])
+        }
+    }
+}
