@@ -1,0 +1,19 @@
+/// The bounds of a physical copy and its manifest.
+public enum Limits {
+    /// Bytes of a `manifest.json`; a longer one is not read.
+    public static let manifestBytes = 8 << 20
+    /// Slices of one portion; the slice size grows with the portion so that there are no more.
+    public static let slices: UInt64 = 65_536
+    /// Bytes of the smallest slice.
+    public static let smallestSlice: UInt64 = 16 << 20
+    /// In append mode the original-image portion begins at the next multiple of this, bytes.
+    public static let portionAlignment: UInt64 = 1 << 20
+    /// Bytes read or written at once by verify, integrate and the checksums.
+    public static let transferBytes = 4 << 20
+    /// Findings after which `verify` stops listing: the copy is bad enough.
+    public static let findings = 1_000
+    /// The chunk sizes that a manifest may name, bytes; powers of two.
+    public static let chunkSizes: ClosedRange<UInt64> = 4_096...(1 << 20)
+    /// The largest volume that a manifest may name, bytes.
+    public static let volumeBytes: UInt64 = 1 << 60
+}

@@ -1,0 +1,116 @@
+import Blocks
+import Foundation
+
+extension Manifest {
+    static let blankChecksum = "00000000"
+    private static let checksumKey = Array(#""crc32c" : ""#.utf8)
+
+    /// Why bytes are not a manifest.
+    struct Malformed: Error {
+        var reason: String
+    }
+
+    /// The file's bytes: JSON, keys sorted. The eight digits behind `"crc32c" : "` are the CRC-32C of all
+    /// bytes of the file, taken with these eight digits as zeros, so that any changed byte is found.
+    func encoded() -> [UInt8] {
+        var blank = self
+        blank.crc32c = Self.blankChecksum
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        let data: Data
+        // All members are integers and strings: there is nothing that JSON could not hold.
+        do { data = try encoder.encode(blank) } catch { preconditionFailure("manifest: \(error)") }
+        var bytes = Array(data) + [UInt8(ascii: "\n")]
+        guard let place = Self.checksumPlace(in: bytes) else { preconditionFailure("manifest without crc32c") }
+        bytes.replaceSubrange(place, with: Self.digits(CRC32C.checksum(bytes)).utf8)
+        return bytes
+    }
+
+    /// Reads and checks a manifest's bytes.
+    init(decoding bytes: [UInt8]) throws(Malformed) {
+        guard bytes.count <= Limits.manifestBytes else {
+            throw Malformed(reason: "it is longer than \(Limits.manifestBytes) bytes")
+        }
+        guard let place = Self.checksumPlace(in: bytes) else {
+            throw Malformed(reason: "it has no checksum, so it is no manifest or a damaged one")
+        }
+        var blank = bytes
+        blank.replaceSubrange(place, with: Self.blankChecksum.utf8)
+        guard Array(Self.digits(CRC32C.checksum(blank)).utf8) == Array(bytes[place]) else {
+            throw Malformed(reason: "its checksum does not fit its bytes")
+        }
+        let head: Head
+        do { head = try JSONDecoder().decode(Head.self, from: Data(bytes)) } catch {
+            throw Malformed(reason: "it is not a manifest")
+        }
+        guard head.format == Self.formatName else {
+            throw Malformed(reason: "its format is \"\(head.format)\", not \"\(Self.formatName)\"")
+        }
+        guard (1...Self.currentVersion).contains(head.formatVersion) else {
+            throw Malformed(
+                reason: "its format version is \(head.formatVersion); this program reads up to "
+                    + "\(Self.currentVersion)")
+        }
+        do { self = try JSONDecoder().decode(Manifest.self, from: Data(bytes)) } catch {
+            throw Malformed(reason: "a member is missing or of the wrong kind (\(error))")
+        }
+        try validate()
+    }
+
+    private struct Head: Decodable {
+        var format: String
+        var formatVersion: Int
+    }
+
+    /// What the checksum cannot say: that the numbers fit together, so that nobody behind traps on them.
+    private func validate() throws(Malformed) {
+        let chunk = volume.chunkSize
+        guard Limits.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
+            throw Malformed(reason: "the chunk size \(chunk) is not one")
+        }
+        guard (1...Limits.volumeBytes).contains(volume.size) else {
+            throw Malformed(reason: "the volume size \(volume.size) is out of bounds")
+        }
+        guard data.offset == 0, data.length == volume.size else {
+            throw Malformed(reason: "the data portion is not the volume's size")
+        }
+        try Self.validate(data, "data")
+        switch (mode, state, originals) {
+        case (.overlay, .complete, nil), (.append, .integrated, nil): break
+        case (.append, .complete, let originals?), (.append, .integrating, let originals?):
+            guard originals.offset >= data.length, originals.length <= Limits.volumeBytes,
+                originals.offset == data.length.roundedUp(to: Limits.portionAlignment)
+            else { throw Malformed(reason: "the original-image portion is not behind the data") }
+            try Self.validate(originals, "original-image")
+        default:
+            throw Malformed(reason: "mode \(mode.rawValue), state \(state.rawValue) and portions disagree")
+        }
+        if case .member(let name) = location {
+            guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", name != Self.fileName else {
+                throw Malformed(reason: "\"\(name)\" is no name of a member")
+            }
+        }
+    }
+
+    private static func validate(_ portion: Portion, _ name: String) throws(Malformed) {
+        guard portion.checksums.covers(length: portion.length) else {
+            throw Malformed(reason: "the \(name) portion's checksums do not cover it")
+        }
+    }
+
+    /// Where the eight digits stand.
+    private static func checksumPlace(in bytes: [UInt8]) -> Range<Int>? {
+        // Within a JSON string a quote is escaped, so the key cannot occur in one.
+        guard let key = bytes.firstRange(of: checksumKey) else { return nil }
+        let place = key.upperBound..<key.upperBound + blankChecksum.utf8.count
+        return place.upperBound <= bytes.count ? place : nil
+    }
+
+    private static func digits(_ crc: UInt32) -> String { hexadecimal(crc) }
+}
+
+/// Eight lower-case hexadecimal digits.
+func hexadecimal(_ value: UInt32) -> String {
+    let digits = String(value, radix: 16)
+    return String(repeating: "0", count: 8 - digits.count) + digits
+}
