@@ -1,3 +1,7 @@
+import Blocks
+import Glibc
+import OriginalImage
+
 /// Why something with a physical copy failed, in words for people: what was being done, to what, why it
 /// failed, and what to do next.
 public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
@@ -34,5 +38,40 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
 
     public var description: String {
         "cannot \(action): \(reason)" + (advice.isEmpty ? "" : "; \(advice)")
+    }
+
+    /// A failed system call.
+    static func system(_ number: Int32, _ action: String, otherwise kind: Kind = .io) -> CopyError {
+        let reason = String(cString: strerror(number))
+        switch number {
+        case EACCES, EPERM: return CopyError(.notPermitted, action, reason)
+        case ENOENT, ENOTDIR: return CopyError(.missing, action, reason)
+        case EROFS: return CopyError(kind, action, reason)
+        case ENOSPC, EDQUOT:
+            return CopyError(kind, action, reason, advice: "free some space there and try again")
+        default: return CopyError(kind, action, reason)
+        }
+    }
+
+    /// A failed operation of a store.
+    public static func store(_ error: StoreError, _ action: String) -> CopyError {
+        switch error.code {
+        case .corrupt:
+            return CopyError(.damaged, action, "an original image does not fit its checksum")
+        case .noSpace:
+            return CopyError(.io, action, "no space left", advice: "free some space there and try again")
+        case .readOnly: return CopyError(.notPermitted, action, "it cannot be written")
+        case .notSupported: return CopyError(.io, action, "the store cannot do this")
+        case .gone: return CopyError(.io, action, "the store was closed, or the connection to it was lost")
+        case .io:
+            let reason = error.errno == 0 ? "input/output error" : String(cString: strerror(error.errno))
+            return CopyError(.io, action, reason)
+        }
+    }
+
+    /// A failure of an original-image portion.
+    static func log(_ error: LogError, _ action: String) -> CopyError {
+        if case .store(let store) = error { return .store(store, action) }
+        return CopyError(.damaged, action, error.description)
     }
 }

@@ -1,5 +1,5 @@
 /// The bounds of a physical copy and its manifest.
-public enum Limits {
+public enum CopyLimits {
     /// Bytes of a `manifest.json`; a longer one is not read.
     public static let manifestBytes = 8 << 20
     /// Slices of one portion; the slice size grows with the portion so that there are no more.

@@ -2,7 +2,7 @@ import Blocks
 import Foundation
 
 /// What `manifest.json` says of a copy: what, when, of which volume, in which mode, where its portions lie,
-/// their checksums, and its state. The format's article is <doc:CopyDirectory>.
+/// their checksums, and its state. The format's article is <doc:PhysicalCopyFormat>.
 public struct Manifest: Codable, Hashable, Sendable {
     /// The value of ``format``.
     public static let formatName = "outboard-copy"
@@ -113,17 +113,21 @@ public struct EpochDescription: Codable, Hashable, Sendable {
     public var ending: Ending
     /// Bytes of the log up to the end or the marker.
     public var logBytes: UInt64
+    /// Batches in it.
+    public var batches: UInt64
     /// Originals in it.
     public var entries: UInt64
 
     public init(
-        number: UInt64, uuid: String, institutedAt: Int64, ending: Ending, logBytes: UInt64, entries: UInt64
+        number: UInt64, uuid: String, institutedAt: Int64, ending: Ending, logBytes: UInt64,
+        batches: UInt64, entries: UInt64
     ) {
         self.number = number
         self.uuid = uuid
         self.institutedAt = institutedAt
         self.ending = ending
         self.logBytes = logBytes
+        self.batches = batches
         self.entries = entries
     }
 }

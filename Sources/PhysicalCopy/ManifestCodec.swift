@@ -21,15 +21,17 @@ extension Manifest {
         // All members are integers and strings: there is nothing that JSON could not hold.
         do { data = try encoder.encode(blank) } catch { preconditionFailure("manifest: \(error)") }
         var bytes = Array(data) + [UInt8(ascii: "\n")]
-        guard let place = Self.checksumPlace(in: bytes) else { preconditionFailure("manifest without crc32c") }
+        guard let place = Self.checksumPlace(in: bytes) else {
+            preconditionFailure("manifest without crc32c")
+        }
         bytes.replaceSubrange(place, with: Self.digits(CRC32C.checksum(bytes)).utf8)
         return bytes
     }
 
     /// Reads and checks a manifest's bytes.
     init(decoding bytes: [UInt8]) throws(Malformed) {
-        guard bytes.count <= Limits.manifestBytes else {
-            throw Malformed(reason: "it is longer than \(Limits.manifestBytes) bytes")
+        guard bytes.count <= CopyLimits.manifestBytes else {
+            throw Malformed(reason: "it is longer than \(CopyLimits.manifestBytes) bytes")
         }
         guard let place = Self.checksumPlace(in: bytes) else {
             throw Malformed(reason: "it has no checksum, so it is no manifest or a damaged one")
@@ -65,10 +67,10 @@ extension Manifest {
     /// What the checksum cannot say: that the numbers fit together, so that nobody behind traps on them.
     private func validate() throws(Malformed) {
         let chunk = volume.chunkSize
-        guard Limits.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
+        guard CopyLimits.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
             throw Malformed(reason: "the chunk size \(chunk) is not one")
         }
-        guard (1...Limits.volumeBytes).contains(volume.size) else {
+        guard (1...CopyLimits.volumeBytes).contains(volume.size) else {
             throw Malformed(reason: "the volume size \(volume.size) is out of bounds")
         }
         guard data.offset == 0, data.length == volume.size else {
@@ -78,8 +80,8 @@ extension Manifest {
         switch (mode, state, originals) {
         case (.overlay, .complete, nil), (.append, .integrated, nil): break
         case (.append, .complete, let originals?), (.append, .integrating, let originals?):
-            guard originals.offset >= data.length, originals.length <= Limits.volumeBytes,
-                originals.offset == data.length.roundedUp(to: Limits.portionAlignment)
+            guard originals.offset >= data.length, originals.length <= CopyLimits.volumeBytes,
+                originals.offset == data.length.roundedUp(to: CopyLimits.portionAlignment)
             else { throw Malformed(reason: "the original-image portion is not behind the data") }
             try Self.validate(originals, "original-image")
         default:

@@ -12,11 +12,11 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
         self.values = values
     }
 
-    /// The slice size for a portion of `length` bytes: a power of two, at least ``Limits/smallestSlice``,
-    /// so that there are at most ``Limits/slices``.
+    /// The slice size for a portion of `length` bytes: a power of two, at least ``CopyLimits/smallestSlice``,
+    /// so that there are at most ``CopyLimits/slices``.
     public static func sliceSize(forLength length: UInt64) -> UInt64 {
-        var size = Limits.smallestSlice
-        while count(length, size) > Limits.slices { size <<= 1 }
+        var size = CopyLimits.smallestSlice
+        while count(length, size) > CopyLimits.slices { size <<= 1 }
         return size
     }
 
@@ -26,8 +26,9 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
 
     /// Whether these are as many slices, of a legal size, as `length` bytes need.
     func covers(length: UInt64) -> Bool {
-        sliceSize >= Limits.smallestSlice && sliceSize & (sliceSize - 1) == 0
-            && UInt64(values.count) == Self.count(length, sliceSize) && UInt64(values.count) <= Limits.slices
+        sliceSize >= CopyLimits.smallestSlice && sliceSize & (sliceSize - 1) == 0
+            && UInt64(values.count) == Self.count(length, sliceSize)
+            && UInt64(values.count) <= CopyLimits.slices
     }
 
     /// The bytes of slice `index` within a portion of `length` bytes, from the portion's start.
@@ -38,10 +39,9 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
 
     /// Reads `range` of `store` and sums it up.
     /// - Parameter progress: told the bytes read since it was told last; may throw to stop.
-    public static func compute<Failure: Error>(
-        of range: ByteRange, in store: any BlockStore,
-        progress: (UInt64) throws(Failure) -> Void
-    ) throws -> SliceChecksums {
+    public static func compute(
+        of range: ByteRange, in store: any BlockStore, progress: (UInt64) throws(CopyError) -> Void
+    ) throws(CopyError) -> SliceChecksums {
         let sliceSize = sliceSize(forLength: range.count)
         var result = SliceChecksums(sliceSize: sliceSize, values: [])
         let buffer = TransferBuffer()
@@ -54,15 +54,17 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
     }
 
     /// The CRC-32C of `range` of `store`.
-    static func checksum<Failure: Error>(
+    static func checksum(
         of range: ByteRange, in store: any BlockStore, _ buffer: TransferBuffer,
-        progress: (UInt64) throws(Failure) -> Void
-    ) throws -> UInt32 {
+        progress: (UInt64) throws(CopyError) -> Void
+    ) throws(CopyError) -> UInt32 {
         var crc = CRC32C()
         var offset = range.offset
         while offset < range.end {
-            let part = buffer.prefix(min(range.end - offset, UInt64(Limits.transferBytes)))
-            try store.read(at: offset, into: part)
+            let part = buffer.prefix(min(range.end - offset, UInt64(CopyLimits.transferBytes)))
+            do throws(StoreError) { try store.read(at: offset, into: part) } catch {
+                throw .store(error, "read the copy's data at \(offset)")
+            }
             crc.update(UnsafeRawBufferPointer(part))
             offset += UInt64(part.count)
             try progress(UInt64(part.count))
@@ -82,7 +84,7 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
             .dataCorruptedError(
                 forKey: .crc32cs, in: container, debugDescription: "not eight hexadecimal digits a slice")
         }
-        guard digits.count % 8 == 0, digits.count / 8 <= Limits.slices else { throw malformed() }
+        guard digits.count % 8 == 0, digits.count / 8 <= CopyLimits.slices else { throw malformed() }
         values = []
         values.reserveCapacity(digits.count / 8)
         for start in stride(from: 0, to: digits.count, by: 8) {
@@ -105,9 +107,9 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
     }
 }
 
-/// Page-aligned memory of ``Limits/transferBytes``, fit for direct I/O. Used by one thread at a time.
+/// Page-aligned memory of ``CopyLimits/transferBytes``, fit for direct I/O. Used by one thread at a time.
 final class TransferBuffer {
-    private let memory = ZeroedMemory(count: Limits.transferBytes)
+    private let memory = ZeroedMemory(count: CopyLimits.transferBytes)
 
     /// The first `count` bytes.
     func prefix(_ count: UInt64) -> UnsafeMutableRawBufferPointer {

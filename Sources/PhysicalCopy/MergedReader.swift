@@ -1,0 +1,125 @@
+import Blocks
+import Glibc
+import OriginalImage
+
+/// The volume as of the instant, from an append copy: where there is an original image, it wins; all else comes
+/// from the raw data. Read-only. Every original that is read is checked against its CRC.
+public final class MergedReader: BlockStore {
+    private let data: any BlockStore
+    private let reader: LogReader
+    private let index: LogIndex
+
+    public var size: UInt64 { reader.geometry.volumeSize }
+    public let capabilities: StoreCapabilities = []
+
+    /// - Parameters:
+    ///   - data: the raw data from offset 0; at least the volume's size.
+    ///   - index: of `reader`.
+    public init(data: any BlockStore, reader: LogReader, index: LogIndex) {
+        precondition(data.size >= reader.geometry.volumeSize)
+        self.data = data
+        self.reader = reader
+        self.index = index
+    }
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        let range = ByteRange(offset: offset, count: UInt64(buffer.count))
+        requireWithin(range)
+        guard !range.isEmpty else { return }
+        var raw: ByteRange?  // raw bytes that lie one behind the other are read at once
+        for chunk in reader.geometry.chunks(touching: range) {
+            guard let part = reader.geometry.range(of: chunk).intersection(range) else { continue }
+            guard let entry = index[chunk] else {
+                let start = raw?.offset ?? part.offset
+                raw = ByteRange(offset: start, count: part.end - start)
+                continue
+            }
+            if let known = raw { try readRaw(known, of: range, into: buffer) }
+            raw = nil
+            try readOriginal(entry, part, into: Self.part(part, of: range, buffer))
+        }
+        if let raw { try readRaw(raw, of: range, into: buffer) }
+    }
+
+    private static func part(
+        _ part: ByteRange, of range: ByteRange, _ buffer: UnsafeMutableRawBufferPointer
+    ) -> UnsafeMutableRawBufferPointer {
+        let start = Int(part.offset - range.offset)
+        return UnsafeMutableRawBufferPointer(rebasing: buffer[start..<start + Int(part.count)])
+    }
+
+    private func readRaw(
+        _ raw: ByteRange, of range: ByteRange, into buffer: UnsafeMutableRawBufferPointer
+    ) throws(StoreError) {
+        try data.read(at: raw.offset, into: Self.part(raw, of: range, buffer))
+    }
+
+    private func readOriginal(
+        _ entry: LogEntry, _ part: ByteRange, into target: UnsafeMutableRawBufferPointer
+    ) throws(StoreError) {
+        let chunk = reader.geometry.range(of: entry.chunk)
+        do throws(LogError) {
+            if part == chunk || entry.isZero {
+                if entry.isZero {
+                    target.initializeMemory(as: UInt8.self, repeating: 0)
+                } else {
+                    try reader.read(entry, into: target)
+                }
+                return
+            }
+            // The CRC is the whole chunk's.
+            let whole = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(chunk.count), alignment: 4096)
+            defer { whole.deallocate() }
+            try reader.read(entry, into: whole)
+            let start = Int(part.offset - chunk.offset)
+            target.copyMemory(from: UnsafeRawBufferPointer(rebasing: whole[start..<start + target.count]))
+        } catch {
+            if case .store(let failure) = error { throw failure }
+            throw StoreError(.corrupt)
+        }
+    }
+
+    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
+    public func flush() throws(StoreError) { throw StoreError(.readOnly) }
+}
+
+/// A range of a store as a store of its own, read-only.
+public final class PortionView: BlockStore {
+    private let base: any BlockStore
+    private let range: ByteRange
+
+    public var size: UInt64 { range.count }
+    public let capabilities: StoreCapabilities
+
+    /// - Precondition: `range` lies within `base`.
+    public init(_ base: any BlockStore, _ range: ByteRange) {
+        base.requireWithin(range)
+        self.base = base
+        self.range = range
+        capabilities = base.capabilities.intersection(.knowsAllocation)
+    }
+
+    public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        requireWithin(ByteRange(offset: offset, count: UInt64(buffer.count)))
+        try base.read(at: range.offset + offset, into: buffer)
+    }
+    public func allocation(of part: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
+        requireWithin(part)
+        return try base.allocation(
+            of: ByteRange(offset: range.offset + part.offset, count: part.count), limit: limit)
+    }
+    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
+    public func flush() throws(StoreError) { throw StoreError(.readOnly) }
+}

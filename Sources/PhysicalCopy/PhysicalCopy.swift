@@ -1,0 +1,112 @@
+import Blocks
+import Glibc
+import OriginalImage
+
+/// Opens the bytes of a copy: the location is `.path` (absolute) or `.unit`, never `.member`; the flag says
+/// whether they will be written.
+public typealias DataOpener = (DataLocation, Bool) throws(CopyError) -> any BlockStore
+
+/// A copy on secondary storage (design §6): its directory, opened and its manifest checked. While it is open, no
+/// other process can integrate or replace it.
+public final class PhysicalCopy: @unchecked Sendable {  // the manifest changes only in `integrate`, exclusively
+    public enum Use: Sendable {
+        case reading
+        /// Excludes all other users.
+        case integrating
+    }
+
+    /// Absolute.
+    public let directory: String
+    public internal(set) var manifest: Manifest
+    private let lock: DirectoryLock
+
+    /// Reads and checks the manifest; the portions are not looked at.
+    /// - Throws: ``CopyError`` `missing` when there is no such directory or no manifest in it, `damaged` when
+    ///   the manifest does not verify.
+    public init(_ path: String, for use: Use = .reading) throws(CopyError) {
+        directory = Files.absolute(path)
+        let action = "open the copy \(directory)"
+        guard let lock = try DirectoryLock(directory, exclusive: use == .integrating, action) else {
+            throw CopyError(
+                .cannotCreate, action, "another process is using it", advice: "try again when that is over")
+        }
+        self.lock = lock
+        let file = directory + "/" + Manifest.fileName
+        let bytes: [UInt8]
+        do throws(CopyError) {
+            bytes = try Files.read(file, limit: CopyLimits.manifestBytes, "read \(file)")
+        } catch {
+            guard error.kind == .missing else { throw error }
+            throw CopyError(
+                .missing, action, "there is no \(Manifest.fileName) in it, so it is not a copy",
+                advice: "name the directory that `outboard copy --to` was given")
+        }
+        do throws(Manifest.Malformed) { manifest = try Manifest(decoding: bytes) } catch {
+            throw CopyError(
+                .damaged, "read \(file)", error.reason, advice: "the copy cannot be trusted; take another one"
+            )
+        }
+    }
+
+    /// Where the bytes lie: `.path` or `.unit`.
+    public var dataLocation: DataLocation {
+        if case .member(let name) = manifest.location { return .path(directory + "/" + name) }
+        return manifest.location
+    }
+
+    var dataName: String {
+        switch dataLocation {
+        case .path(let path): path
+        case .unit(let target, let number): "unit \(number) of \(target)"
+        case .member(let name): name
+        }
+    }
+
+    /// Opens the data location and sees that all portions can be in it.
+    public func openData(writable: Bool = false, _ opener: DataOpener) throws(CopyError) -> any BlockStore {
+        let store = try opener(dataLocation, writable)
+        let end = max(manifest.data.range.end, manifest.originals?.range.end ?? 0)
+        guard store.size >= end else {
+            throw CopyError(
+                .damaged, "open the copy's data \(dataName)",
+                "it has \(store.size) bytes, and the manifest says \(end)",
+                advice: "it was cut off; take another copy")
+        }
+        return store
+    }
+
+    /// The volume as of the instant, read-only: the data as they stand, or merged with the original images.
+    public func openVolume(_ opener: DataOpener) throws(CopyError) -> any BlockStore {
+        let store = try openData(opener)
+        guard manifest.originals != nil else { return PortionView(store, manifest.data.range) }
+        let reader = try logReader(in: store)
+        do throws(LogError) {
+            return MergedReader(data: store, reader: reader, index: try reader.index())
+        } catch {
+            throw .log(error, "read the original images of \(directory)")
+        }
+    }
+
+    /// The original-image portion's reader, checked to belong to this copy.
+    /// - Precondition: there is such a portion.
+    public func logReader(in store: any BlockStore) throws(CopyError) -> LogReader {
+        guard let portion = manifest.originals else { preconditionFailure("no original-image portion") }
+        let action = "read the original images of \(directory)"
+        let end = LogPosition(
+            position: manifest.epoch.logBytes, sequence: manifest.epoch.batches,
+            entries: manifest.epoch.entries)
+        guard end.position <= portion.length else {
+            throw CopyError(.damaged, action, "the portion is shorter than the log it should hold")
+        }
+        let reader: LogReader
+        do throws(LogError) {
+            reader = try LogReader(store, base: portion.offset, end: end, wantsBothSuperblocks: true)
+        } catch { throw .log(error, action) }
+        guard reader.epoch.uuid.uuidString.lowercased() == manifest.epoch.uuid.lowercased(),
+            reader.superblock.volume.uuidString.lowercased() == manifest.volume.uuid.lowercased(),
+            reader.geometry.volumeSize == manifest.volume.size,
+            reader.geometry.chunkSize == manifest.volume.chunkSize
+        else { throw CopyError(.damaged, action, "they belong to another copy") }
+        return reader
+    }
+}

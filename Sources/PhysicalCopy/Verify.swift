@@ -1,0 +1,88 @@
+import Blocks
+import OriginalImage
+
+/// What `verify` found wrong, and where.
+public struct Finding: Codable, Hashable, Sendable {
+    public enum Part: String, Codable, Hashable, Sendable { case data, originals }
+    public var part: Part
+    /// Bytes from the start of the data location; with `length` the range in which the damage lies.
+    public var offset: UInt64
+    public var length: UInt64
+    public var problem: String
+
+    public init(_ part: Part, _ range: ByteRange, _ problem: String) {
+        self.part = part
+        offset = range.offset
+        length = range.count
+        self.problem = problem
+    }
+}
+
+/// What `verify` did.
+public struct VerifyReport: Codable, Hashable, Sendable {
+    /// Bytes read and compared.
+    public var bytes: UInt64 = 0
+    /// Originals whose own CRC fits.
+    public var originals: UInt64 = 0
+    /// Nothing found: the copy is as it was made.
+    public var findings: [Finding] = []
+    public var isClean: Bool { findings.isEmpty }
+}
+
+extension PhysicalCopy {
+    /// Reads all of the copy: every slice's checksum; of the original images the superblocks, headers, and each
+    /// original's own CRC. The manifest's checksum was checked when the copy was opened.
+    /// - Parameter progress: told the bytes done since it was told last; may throw to stop.
+    public func verify(
+        _ opener: DataOpener, progress: (UInt64) throws(CopyError) -> Void = { _ in }
+    ) throws(CopyError) -> VerifyReport {
+        let store = try openData(opener)
+        var report = VerifyReport()
+        if manifest.state == .integrating {
+            report.findings.append(
+                Finding(
+                    .data, manifest.data.range,
+                    "integrate was interrupted, so the data's checksums do not hold; run integrate again"))
+        } else {
+            try verify(manifest.data, .data, in: store, &report, progress)
+        }
+        if let originals = manifest.originals {
+            try verify(originals, .originals, in: store, &report, progress)
+            try verifyLog(originals, in: store, &report)
+        }
+        return report
+    }
+
+    private func verify(
+        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore, _ report: inout VerifyReport,
+        _ progress: (UInt64) throws(CopyError) -> Void
+    ) throws(CopyError) {
+        let buffer = TransferBuffer()
+        for (index, expected) in portion.checksums.values.enumerated() {
+            let slice = portion.checksums.range(ofSlice: index, length: portion.length)
+            let place = ByteRange(offset: portion.offset + slice.offset, count: slice.count)
+            let found = try SliceChecksums.checksum(of: place, in: store, buffer, progress: progress)
+            report.bytes += place.count
+            if found != expected, report.findings.count < CopyLimits.findings {
+                report.findings.append(
+                    Finding(
+                        part, place,
+                        "CRC-32C is \(hexadecimal(found)), the manifest says \(hexadecimal(expected))"))
+            }
+        }
+    }
+
+    private func verifyLog(
+        _ portion: Portion, in store: any BlockStore, _ report: inout VerifyReport
+    ) throws(CopyError) {
+        do throws(CopyError) {
+            let reader = try logReader(in: store)
+            do throws(LogError) { report.originals = try reader.verify().entries } catch {
+                throw .log(error, "verify the original images")
+            }
+        } catch {
+            guard error.kind == .damaged else { throw error }
+            report.findings.append(Finding(.originals, portion.range, error.reason))
+        }
+    }
+}

@@ -1,0 +1,133 @@
+import Blocks
+import Foundation
+import Glibc
+import Testing
+
+@testable import PhysicalCopy
+
+@Suite struct CopyTests {
+    @Test("The merged reader gives the volume as of the instant, whatever is read", arguments: 1...8)
+    func merged(seed: UInt64) throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: seed, size: 100_000 + Int(seed) * 777)
+        let volume = try PhysicalCopy(sample.directory).openVolume(SampleCopy.open)
+        #expect(try volume.bytes(at: 0, count: sample.instant.count) == sample.instant)
+        var random = SeededGenerator(state: seed)
+        for _ in 0..<200 {
+            let start = Int.random(in: 0..<sample.instant.count, using: &random)
+            let count = Int.random(in: 0...min(30_000, sample.instant.count - start), using: &random)
+            let read = try volume.bytes(at: UInt64(start), count: count)
+            #expect(read == Array(sample.instant[start..<start + count]))
+        }
+    }
+
+    @Test func verifyCleanAndDamaged() throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 11)
+        let clean = try PhysicalCopy(sample.directory).verify(SampleCopy.open)
+        #expect(clean.isClean)
+        #expect(clean.originals == sample.manifest.epoch.entries)
+        let image = sample.directory + "/data.img"
+        let bytes = try Data(contentsOf: URL(fileURLWithPath: image))
+        let log = Int(sample.manifest.originals!.offset)
+        // Data; both superblocks; a header; an original; the last byte of all.
+        for place in [
+            0, 299_999, log + 3, log + 4096 + 99, log + 8192 + 60, log + 8192 + 5000, bytes.count - 1,
+        ] {
+            var damaged = bytes
+            damaged[place] ^= 0x10
+            try damaged.write(to: URL(fileURLWithPath: image))
+            let report = try PhysicalCopy(sample.directory).verify(SampleCopy.open)
+            #expect(!report.isClean)
+            #expect(
+                report.findings.contains { $0.offset <= place && UInt64(place) < $0.offset + $0.length })
+            let part: Finding.Part = place < log ? .data : .originals
+            #expect(report.findings.allSatisfy { $0.part == part })
+        }
+        try bytes.prefix(bytes.count - 1).write(to: URL(fileURLWithPath: image))
+        #expect(throws: CopyError.self) { try PhysicalCopy(sample.directory).verify(SampleCopy.open) }
+    }
+
+    @Test func openErrors() throws {
+        let parent = TemporaryDirectory()
+        func kind(_ path: String) -> CopyError.Kind? {
+            do throws(CopyError) { _ = try PhysicalCopy(path) } catch { return error.kind }
+            return nil
+        }
+        #expect(kind(parent.path + "/absent") == .missing)
+        #expect(kind(parent.path) == .missing)
+        let sample = try SampleCopy(in: parent.path, seed: 12)
+        let manifest = URL(fileURLWithPath: sample.directory + "/manifest.json")
+        var bytes = try Data(contentsOf: manifest)
+        bytes[100] ^= 1
+        try bytes.write(to: manifest)
+        #expect(kind(sample.directory) == .damaged)
+        try Data().write(to: manifest)
+        #expect(kind(sample.directory) == .damaged)
+    }
+
+    @Test func destinations() throws {
+        let parent = TemporaryDirectory()
+        func kind(_ name: String, force: Bool) -> CopyError.Kind? {
+            do throws(CopyError) {
+                _ = try CopyDraft(destination: parent.path + "/" + name, force: force)
+            } catch {
+                return error.kind
+            }
+            return nil
+        }
+        #expect(kind("new", force: false) == nil)
+        #expect(kind("absent/new", force: false) == .cannotCreate)
+        try FileManager.default.createDirectory(
+            atPath: parent.path + "/mine", withIntermediateDirectories: false)
+        try Data([1]).write(to: URL(fileURLWithPath: parent.path + "/mine/letter"))
+        try Data([1]).write(to: URL(fileURLWithPath: parent.path + "/file"))
+        for force in [false, true] {
+            #expect(kind("mine", force: force) == .cannotCreate)
+            #expect(kind("file", force: force) == .cannotCreate)
+        }
+        let sample = try SampleCopy(in: parent.path, seed: 13)
+        #expect(kind("copy", force: false) == .cannotCreate)
+        #expect(kind("copy", force: true) == nil)
+        try Data([1]).write(to: URL(fileURLWithPath: sample.directory + "/letter"))
+        #expect(kind("copy", force: true) == .cannotCreate)
+        #expect(try Files.names(in: parent.path, "").sorted() == ["copy", "file", "mine"])
+    }
+
+    @Test func forceReplacesOnlyWhenComplete() throws {
+        let parent = TemporaryDirectory()
+        let old = try SampleCopy(in: parent.path, seed: 14)
+        do {
+            let draft = try CopyDraft(destination: old.directory, force: true)
+            try Data([1]).write(to: URL(fileURLWithPath: draft.path(of: "data.img")))
+            #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
+        }
+        #expect(try Files.names(in: parent.path, "") == ["copy"])
+        let draft = try CopyDraft(destination: old.directory, force: true)
+        try FileManager.default.copyItem(
+            atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+        var manifest = old.manifest
+        manifest.uuid = "the new one"
+        do {
+            let reader = try PhysicalCopy(old.directory)
+            #expect(throws: CopyError.self) { try draft.commit(manifest) }
+            withExtendedLifetime(reader) {}
+        }
+        try draft.commit(manifest)
+        #expect(try Files.names(in: parent.path, "") == ["copy"])
+        let copy = try PhysicalCopy(old.directory)
+        #expect(copy.manifest.uuid == "the new one")
+        #expect(try copy.verify(SampleCopy.open).isClean)
+    }
+
+    @Test func leftoversOfTheDeadAreCleared() throws {
+        let parent = TemporaryDirectory()
+        let dead = parent.path + "/.copy.partial-999999999"
+        try FileManager.default.createDirectory(atPath: dead, withIntermediateDirectories: false)
+        try Data([1]).write(to: URL(fileURLWithPath: dead + "/data.img"))
+        let living = try DirectoryLock(parent.path, exclusive: false, "")
+        _ = try CopyDraft(destination: parent.path + "/copy", force: false)
+        #expect(try Files.names(in: parent.path, "").isEmpty)
+        withExtendedLifetime(living) {}
+    }
+}

@@ -1,0 +1,108 @@
+import Blocks
+import Foundation
+import Glibc
+import Testing
+
+@testable import PhysicalCopy
+
+@Suite struct IntegrateTests {
+    private func expectIntegrated(_ sample: SampleCopy) throws {
+        let copy = try PhysicalCopy(sample.directory)
+        #expect(copy.manifest.state == .integrated && copy.manifest.isConsistentAsItStands)
+        let bytes = try Data(contentsOf: URL(fileURLWithPath: sample.directory + "/data.img"))
+        #expect(Array(bytes) == sample.instant)
+        #expect(try copy.verify(SampleCopy.open).isClean)
+        let volume = try copy.openVolume(SampleCopy.open)
+        #expect(try volume.bytes(at: 0, count: sample.instant.count) == sample.instant)
+    }
+
+    @Test func atOnce() throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 21)
+        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        try expectIntegrated(sample)
+        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        try expectIntegrated(sample)
+    }
+
+    /// Stops at the `stop`th report, with a power cut; readers must see the instant all along.
+    /// - Returns: false when integrate was through before.
+    private func interrupt(
+        _ sample: SampleCopy, at stop: Int, _ random: inout SeededGenerator
+    ) throws -> Bool {
+        var opened: CrashableFile?
+        var reports = 0
+        do throws(CopyError) {
+            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            try copy.integrate { location, writable throws(CopyError) in
+                guard case .path(let path) = location else { preconditionFailure() }
+                let file = try CrashableFile(path, writable: writable)
+                opened = file
+                return file
+            } progress: { _ throws(CopyError) in
+                reports += 1
+                if reports == stop { throw CopyError(.cancelled, "integrate", "the test says so") }
+            }
+            return false
+        } catch {
+            guard error.kind == .cancelled else { throw error }
+        }
+        opened?.cutPower(&random)
+        return true
+    }
+
+    @Test("Killed at any step, with a power cut, it can be run again", arguments: [31, 32])
+    func killedAnywhere(seed: UInt64) throws {
+        let parent = TemporaryDirectory()
+        var random = SeededGenerator(state: seed)
+        var stop = 1
+        while true {
+            let sample = try SampleCopy(in: parent.path, seed: seed, size: 70_000)
+            guard try interrupt(sample, at: stop, &random) else { break }
+            let seen = try PhysicalCopy(sample.directory).openVolume(SampleCopy.open)
+            #expect(try seen.bytes(at: 0, count: sample.instant.count) == sample.instant, "at \(stop)")
+            // Once more, somewhere, then to the end.
+            _ = try interrupt(sample, at: Int.random(in: 1...20, using: &random), &random)
+            do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+            try expectIntegrated(sample)
+            try FileManager.default.removeItem(atPath: sample.directory)
+            stop += 1
+        }
+        #expect(stop > 10)
+    }
+
+    @Test func aFailedWriteLeavesARunnableCopy() throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 41)
+        #expect(throws: CopyError.self) {
+            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            try copy.integrate { location, writable throws(CopyError) in
+                let file = try SampleCopy.open(location, writable) as! CrashableFile
+                file.state.withLock { $0.failAtWrite = 4 }
+                return file
+            }
+        }
+        #expect(try PhysicalCopy(sample.directory).manifest.state == .integrating)
+        #expect(try !PhysicalCopy(sample.directory).verify(SampleCopy.open).isClean)
+        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        try expectIntegrated(sample)
+    }
+
+    @Test("Damage is found before anything is changed")
+    func damaged() throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 42)
+        let image = URL(fileURLWithPath: sample.directory + "/data.img")
+        let bytes = try Data(contentsOf: image)
+        for place in [17, Int(sample.manifest.originals!.offset) + 8192 + 4096 + 1] {
+            var damaged = bytes
+            damaged[place] ^= 1
+            try damaged.write(to: image)
+            #expect(throws: CopyError.self) {
+                try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open)
+            }
+            #expect(try Data(contentsOf: image) == damaged)
+            #expect(try PhysicalCopy(sample.directory).manifest.state == .complete)
+        }
+    }
+}
