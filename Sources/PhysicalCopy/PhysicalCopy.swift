@@ -8,7 +8,8 @@ public typealias DataOpener = (DataLocation, Bool) throws(CopyError) -> any Bloc
 
 /// A copy on secondary storage (design §6): its directory, opened and its manifest checked. While it is open, no
 /// other process can integrate or replace it.
-public final class PhysicalCopy: @unchecked Sendable {  // the manifest changes only in `integrate`, exclusively
+// Sendable: the manifest changes only in `integrate`, which excludes all other users.
+public final class PhysicalCopy: @unchecked Sendable {
     public enum Use: Sendable {
         case reading
         /// Excludes all other users.
