@@ -86,7 +86,7 @@ public struct LogBatch: Hashable, Sendable {
             }
         }
         let unused = block[(Self.entriesOffset + count * Self.entryBytes)..<LogFormat.crcOffset]
-        guard unused.allSatisfy({ $0 == 0 }) else { return nil }
+        guard UnsafeRawBufferPointer(rebasing: unused).isAllZeros else { return nil }
         self.sequence = sequence
         self.position = position
         end = place

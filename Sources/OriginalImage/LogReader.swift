@@ -137,7 +137,7 @@ public struct LogReader: Sendable {
         try onStore { () throws(StoreError) in try store.read(at: base + entry.position, into: padded) }
         let length = geometry.length(of: entry.chunk)
         guard CRC32C.checksum(UnsafeRawBufferPointer(rebasing: padded[..<length])) == entry.crc,
-            padded[length...].allSatisfy({ $0 == 0 })
+            UnsafeRawBufferPointer(rebasing: padded[length...]).isAllZeros
         else { throw .corrupt("the original of chunk \(entry.chunk) at \(entry.position)") }
     }
 }

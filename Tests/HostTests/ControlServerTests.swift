@@ -1,0 +1,192 @@
+import Blocks
+import Foundation
+import Glibc
+import HostControl
+import Logging
+import Synchronization
+import TestSupport
+import Testing
+
+@testable import Host
+
+/// A client that speaks bytes.
+private final class RawClient {
+    private let descriptor: Int32
+    private var lines = ControlLines()
+    private var ready: [[UInt8]] = []
+
+    init(_ path: String) throws {
+        descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
+        let code = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        try #require(code == 0)
+    }
+
+    deinit { close(descriptor) }
+
+    func send(_ bytes: [UInt8]) throws {
+        var rest = bytes[...]
+        while !rest.isEmpty {
+            let sent = rest.withUnsafeBytes {
+                Glibc.send(descriptor, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL))
+            }
+            try #require(sent > 0)
+            rest = rest.dropFirst(sent)
+        }
+    }
+
+    /// The next line; nil at the end of the stream.
+    func receive() throws -> [String: Any]? {
+        while ready.isEmpty {
+            var buffer = [UInt8](repeating: 0, count: 4096)
+            let count = recv(descriptor, &buffer, buffer.count, 0)
+            if count <= 0 { return nil }
+            ready += try lines.feed(buffer[..<count])
+        }
+        return try JSONSerialization.jsonObject(with: Data(ready.removeFirst())) as? [String: Any]
+    }
+
+    func ask(_ line: String) throws -> [String: Any] {
+        try send(Array((line + "\n").utf8))
+        return try #require(try receive())
+    }
+
+    func code(_ line: String) throws -> Int? { (try ask(line)["error"] as? [String: Any])?["code"] as? Int }
+}
+
+@Suite struct ControlServerTests {
+    private func serve(
+        onShutdown: @escaping @Sendable () -> Void = {},
+        _ body: (String, CopyOnWriteVolume) throws -> Void
+    ) async throws {
+        let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+            "c-\(UUID().uuidString.prefix(8))")
+        try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: false)
+        defer { try? FileManager.default.removeItem(at: directory) }  // a temporary directory's loss is none
+        let path = directory.appendingPathComponent("s").path
+        let volume = try CopyOnWriteVolume(
+            source: FaultyStore(size: 40_960), cache: FaultyStore(size: 1 << 20), settings: Fixture.settings()
+        )
+        let server = try await ControlServer.start(
+            volume: volume,
+            place: HostDescriptor(source: "/s", cache: "/c", uris: ["nbd+unix:///?socket=/n"], socket: "/n"),
+            socket: path, logger: Logger(label: "test"), onShutdown: onShutdown)
+        do { try body(path, volume) } catch {
+            try await server.shutdown()
+            throw error
+        }
+        try await server.shutdown()
+        #expect(access(path, F_OK) != 0)
+    }
+
+    @Test func aWholeEpoch() async throws {
+        try await serve { path, volume in
+            var status = stat()
+            #expect(lstat(path, &status) == 0 && status.st_mode & 0o777 == 0o600)
+            let client = try RawClient(path)
+            let begun = try client.ask(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.begin","params":{}}"#)
+            let epoch = try #require((begun["result"] as? [String: Any])?["uuid"] as? String)
+            try volume.write([1], at: 0)
+            let other = try RawClient(path)
+            #expect(try other.code(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.begin"}"#) == -32001)
+            #expect(
+                try other.code(#"{"jsonrpc":"2.0","id":1,"method":"host.shutdown","params":{"force":false}}"#)
+                    == -32001)
+            let ended = try other.ask(
+                #"{"jsonrpc":"2.0","id":7,"method":"snapshot.end","params":{"epoch":"\#(epoch)"}}"#)
+            #expect(ended["id"] as? Int == 7)
+            #expect((ended["result"] as? [String: Any])?["entries"] as? Int == 1)
+            let state = try client.ask(#"{"jsonrpc":"2.0","id":2,"method":"volume.status"}"#)
+            let found = (state["result"] as? [String: Any])?["epoch"] as? [String: Any]
+            #expect(found?["state"] as? String == "ended" && found?["isHeld"] as? Bool == true)
+            #expect(
+                try client.ask(
+                    #"{"jsonrpc":"2.0","id":3,"method":"cache.release","params":{"epoch":"\#(epoch)"}}"#)[
+                        "error"] == nil)
+        }
+    }
+
+    @Test func aGoneConnectionHoldsNothing() async throws {
+        try await serve { path, volume in
+            do {
+                let client = try RawClient(path)
+                _ = try client.ask(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.begin"}"#)
+                #expect(volume.epochStatus?.isHeld == true)
+            }
+            while volume.epochStatus?.isHeld == true { sched_yield() }
+        }
+    }
+
+    @Test func wrongLinesGetErrorsAndTheConnectionLives() async throws {
+        try await serve { path, _ in
+            let client = try RawClient(path)
+            #expect(try client.code("nonsense") == -32700)
+            #expect(try client.code("\u{1}\u{2}") == -32700)
+            #expect(try client.code("[1]") == -32600)
+            #expect(try client.code(#"{"id":1}"#) == -32600)
+            #expect(try client.code(#"{"jsonrpc":"1.0","id":1,"method":"volume.status"}"#) == -32600)
+            #expect(try client.code(#"{"jsonrpc":"2.0","id":1,"method":"no.such"}"#) == -32601)
+            #expect(
+                try client.code(#"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{}}"#) == -32602)
+            #expect(
+                try client.code(
+                    #"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":"x"}}"#) == -32602)
+            #expect(
+                try client.code(#"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":-1}}"#)
+                    == -32602)
+            #expect(
+                try client.code(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.end","params":{"epoch":"x"}}"#)
+                    == -32602)
+            #expect(
+                try client.code(
+                    #"{"jsonrpc":"2.0","id":1,"method":"snapshot.end","params":{"epoch":"\#(UUID())"}}"#)
+                    == -32003)
+            for byte in Array(#"{"jsonrpc":"2.0","id":5,"method":"volume.status"}"#.utf8) + [10] {
+                try client.send([byte])
+            }
+            #expect(try client.receive()?["id"] as? Int == 5)
+        }
+    }
+
+    @Test func anOversizedLineEndsItsConnectionOnly() async throws {
+        try await serve { path, _ in
+            let client = try RawClient(path)
+            try client.send([UInt8](repeating: 32, count: Limits.lineBytes))
+            #expect((try client.receive()?["error"] as? [String: Any])?["code"] as? Int == -32000)
+            #expect(try client.receive() == nil)
+            #expect(
+                try RawClient(path).ask(#"{"jsonrpc":"2.0","id":1,"method":"volume.status"}"#)["error"] == nil
+            )
+        }
+    }
+
+    @Test func pathsThatAreTaken() async throws {
+        try await serve { path, _ in
+            #expect(throws: SocketPathError.inUse(path)) { try SocketPath.bind(path) }
+            let file = path + ".file"
+            _ = FileManager.default.createFile(atPath: file, contents: Data())
+            #expect(throws: SocketPathError.notASocket(file)) { try SocketPath.bind(file) }
+            let dead = path + ".dead"
+            close(try SocketPath.bind(dead))
+            close(try SocketPath.bind(dead))
+        }
+    }
+
+    @Test func shutdownIsAnsweredFirst() async throws {
+        let asked = Monitor(false)
+        try await serve(onShutdown: { asked.withLockAndNotify { $0 = true } }) { path, _ in
+            let client = try RawClient(path)
+            #expect(
+                try client.ask(
+                    #"{"jsonrpc":"2.0","id":1,"method":"host.shutdown","params":{"force":false}}"#)["error"]
+                    == nil)
+            asked.wait { $0 ? () : nil }
+        }
+    }
+}

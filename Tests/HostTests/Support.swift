@@ -1,0 +1,110 @@
+import Blocks
+import Foundation
+import HostControl
+import Synchronization
+import TestSupport
+import Testing
+
+@testable import Host
+
+/// Sets up volumes over memory.
+enum Fixture {
+    static let volume = UUID(uuidString: "00112233-4455-6677-8899-AABBCCDDEEFF")!
+    static let boot = UUID(uuidString: "B0B0B0B0-0000-4000-8000-000000000001")!
+
+    static func settings(
+        chunk: UInt64 = 4096, policy: CacheFullPolicy = .abandon, blockSeconds: Double = 60
+    ) -> VolumeSettings {
+        VolumeSettings(
+            uuid: volume, chunkSize: chunk, durability: .process, onCacheFull: policy,
+            blockSeconds: blockSeconds, boot: boot)
+    }
+}
+
+/// A store in memory whose operations can be torn by others, fail on demand, and be held up.
+final class FaultyStore: BlockStore {
+    private let below: MemoryStore
+    let failsWrites = Atomic<Bool>(false)
+    let failsReads = Atomic<Bool>(false)
+    let failsFlushes = Atomic<Bool>(false)
+    /// Called in the middle of a write.
+    let midWrite = Monitor<(@Sendable () -> Void)?>(nil)
+
+    init(_ bytes: [UInt8]) { below = MemoryStore(bytes) }
+    convenience init(size: Int) { self.init([UInt8](repeating: 0, count: size)) }
+
+    var size: UInt64 { below.size }
+    var capabilities: StoreCapabilities { below.capabilities }
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        if failsReads.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        try below.read(at: offset, into: buffer)
+    }
+    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        if failsWrites.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        // In two parts, as a device may.
+        let half = buffer.count / 2
+        try below.write(UnsafeRawBufferPointer(rebasing: buffer[..<half]), at: offset, durable: false)
+        midWrite.withLock { $0 }?()
+        try below.write(
+            UnsafeRawBufferPointer(rebasing: buffer[half...]), at: offset + UInt64(half), durable: durable)
+    }
+    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        if failsWrites.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        try below.writeZeroes(range, options: options)
+    }
+    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
+        try below.trim(range, durable: durable)
+    }
+    func flush() throws(StoreError) {
+        if failsFlushes.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        try below.flush()
+    }
+}
+
+/// A small generator with a seed (SplitMix64).
+struct SeededGenerator: RandomNumberGenerator {
+    private var state: UInt64
+    init(seed: UInt64) { state = seed }
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+        return z ^ (z >> 31)
+    }
+}
+
+/// A thread of the system that can be waited for.
+final class Worker: Sendable {
+    private let done = Monitor(false)
+    init(_ body: @escaping @Sendable () throws -> Void) {
+        BlockingThread.start { [done] in
+            do { try body() } catch { Issue.record("a thread failed: \(error)") }
+            done.withLockAndNotify { $0 = true }
+        }
+    }
+    var isDone: Bool { done.withLock { $0 } }
+    func join() { done.wait { $0 ? () : nil } }
+}
+
+/// Holds threads at a checkpoint of the write path until released: interleavings in two columns.
+final class Turnstile: Sendable {
+    private struct State {
+        var held: Checkpoint?
+        var arrived = 0
+    }
+    private let state = Monitor(State())
+
+    func hold(at checkpoint: Checkpoint) { state.withLockAndNotify { $0.held = checkpoint } }
+    func open() { state.withLockAndNotify { $0.held = nil } }
+    func waitForArrival() { state.wait { $0.arrived > 0 ? () : nil } }
+
+    func pass(_ checkpoint: Checkpoint) {
+        let mustWait = state.withLockAndNotify { state -> Bool in
+            guard state.held == checkpoint else { return false }
+            state.arrived += 1
+            return true
+        }
+        if mustWait { state.wait { $0.held == checkpoint ? nil : () } }
+    }
+}
