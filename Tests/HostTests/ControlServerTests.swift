@@ -180,7 +180,8 @@ private final class RawClient {
 
     @Test func shutdownIsAnsweredFirst() async throws {
         let asked = Monitor(false)
-        try await serve(onShutdown: { asked.withLockAndNotify { $0 = true } }) { path, _ in
+        let note: @Sendable () -> Void = { asked.withLockAndNotify { $0 = true } }
+        try await serve(onShutdown: note) { path, _ in
             let client = try RawClient(path)
             #expect(
                 try client.ask(
