@@ -84,7 +84,7 @@ let package = Package(
             ["ISCSI", "SCSI", "Blocks", .product(name: "NIOEmbedded", package: "swift-nio")] + nio),
         .target(name: "CAllocationCount", path: "Tests/CAllocationCount"),
         tests("NBDTests", ["NBD", "Blocks", "CAllocationCount", log] + nio),
-        tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks"]),
+        tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks", log]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests("AgentTests", ["Agent", "PhysicalCopy", "HostControl", "SCSI", "Blocks"]),

@@ -116,6 +116,10 @@ public struct CopyParameterList: Hashable, Sendable {
         let cscdLength = Int(bytes.bigEndian(at: 2, as: UInt16.self))
         let segmentLength = Int(bytes.bigEndian(at: 8, as: UInt32.self))
         let inlineLength = Int(bytes.bigEndian(at: 12, as: UInt32.self))
+        // First: a list that is too long in all has too many of one kind in any case.
+        if cscdLength + segmentLength > limits.descriptorListBytes {
+            throw CheckCondition(.parameterListLengthError)
+        }
         if cscdLength > limits.cscdDescriptors * CSCDDescriptor.length {
             throw CheckCondition(.invalidFieldInParameterList(byte: 2, code: .tooManyCSCDDescriptors))
         }
@@ -132,9 +136,7 @@ public struct CopyParameterList: Hashable, Sendable {
         let cscdEnd = headerLength + cscdLength
         let segmentEnd = cscdEnd + segmentLength
         let inlineEnd = segmentEnd + inlineLength
-        if cscdLength + segmentLength > limits.descriptorListBytes || inlineEnd > bytes.count {
-            throw CheckCondition(.parameterListLengthError)
-        }
+        if inlineEnd > bytes.count { throw CheckCondition(.parameterListLengthError) }
         return (cscdEnd, segmentEnd, inlineEnd)
     }
 }

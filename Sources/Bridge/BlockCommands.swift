@@ -1,0 +1,145 @@
+import Blocks
+import SCSI
+
+/// READ, WRITE and their kin at one unit. Foreign numbers are checked before the store sees them.
+struct BlockCommands {
+    let unit: LogicalUnit
+    let task: SCSITask
+
+    func read(_ transfer: BlockTransfer) throws(CheckCondition) -> SCSIOutcome {
+        let range = try check(transfer)
+        guard !range.isEmpty else { return .good }
+        var failure: StoreError?
+        let data = [UInt8](unsafeUninitializedCapacity: Int(range.count)) { buffer, count in
+            let bytes = UnsafeMutableRawBufferPointer(buffer)
+            do throws(StoreError) {
+                try unit.store.read(
+                    at: range.offset,
+                    into: UnsafeMutableRawBufferPointer(rebasing: bytes[..<Int(range.count)]))
+                count = Int(range.count)
+            } catch { failure = error }
+        }
+        if let failure { throw CheckCondition(SenseTable.sense(failure, .read, lba: transfer.lba)) }
+        return SCSIOutcome(status: .good, dataIn: data)
+    }
+
+    func write(_ transfer: BlockTransfer) throws(CheckCondition) -> SCSIOutcome {
+        let range = try check(transfer)
+        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
+        // An initiator that sends less than the CDB says gets its whole blocks written, and hears of the
+        // rest by the residual overflow.
+        let blockSize = Int(unit.blockSize)
+        let count = min(Int(range.count), task.dataOut.count / blockSize * blockSize)
+        if count > 0 || transfer.fua {
+            try store(.write, transfer.lba) { () throws(StoreError) in
+                try write(count, at: range.offset, durable: transfer.fua)
+            }
+        }
+        return SCSIOutcome(status: .good, dataOutUsed: Int(range.count))
+    }
+
+    /// Writes the first `count` bytes of data-out.
+    private func write(_ count: Int, at offset: UInt64, durable: Bool) throws(StoreError) {
+        let failure = task.dataOut.withUnsafeBytes { bytes -> StoreError? in
+            do throws(StoreError) {
+                try unit.store.write(
+                    UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: offset, durable: durable)
+                return nil
+            } catch { return error }
+        }
+        if let failure { throw failure }
+    }
+
+    private func check(_ transfer: BlockTransfer) throws(CheckCondition) -> ByteRange {
+        if transfer.protect != 0 { throw .cdb(1, bit: 7) }
+        guard let range = unit.range(transfer.lba, transfer.count.value) else {
+            throw CheckCondition(SenseTable.outOfRange(transfer.lba))
+        }
+        guard range.count <= UInt64(BridgeLimits.transferBytes) else {
+            throw .cdb(Self.countField(transfer.form))
+        }
+        return range
+    }
+
+    /// Where TRANSFER LENGTH stands.
+    private static func countField(_ form: CDBForm) -> Int {
+        switch form {
+        case .six: 4
+        case .ten: 7
+        case .twelve: 6
+        case .sixteen: 10
+        }
+    }
+
+    /// IMMED is taken and the work done all the same before the status.
+    func synchronizeCache(_ fields: SynchronizeCache) throws(CheckCondition) -> SCSIOutcome {
+        guard unit.range(fields.lba, fields.count.value) != nil else {
+            throw CheckCondition(SenseTable.outOfRange(fields.lba))
+        }
+        guard !unit.isReadOnly else { return .good }
+        try store(.write) { () throws(StoreError) in try unit.store.flush() }
+        return .good
+    }
+
+    func writeSame(_ fields: WriteSame) throws(CheckCondition) -> SCSIOutcome {
+        if fields.protect != 0 { throw .cdb(1, bit: 7) }
+        // The unit is fully provisioned (VPD page B2h).
+        if fields.anchor { throw .cdb(1, bit: 4) }
+        if fields.unmap { throw .cdb(1, bit: 3) }
+        let toEnd = unit.blockCount - min(fields.lba.value, unit.blockCount)
+        let count = fields.count.value == 0 ? toEnd : fields.count.value
+        guard let range = unit.range(fields.lba, count) else {
+            throw CheckCondition(SenseTable.outOfRange(fields.lba))
+        }
+        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
+        let blockSize = Int(unit.blockSize)
+        guard fields.noDataOut || task.dataOut.count >= blockSize else {
+            throw CheckCondition(SenseTable.dataPhaseError)
+        }
+        let block = fields.noDataOut ? [] : Array(task.dataOut[..<blockSize])
+        let isZero = block.withUnsafeBytes(\.isAllZeros)
+        let pattern = isZero ? [] : Self.pattern(block, range.count)
+        var position = range.offset
+        while position < range.end {
+            if task.isAborted { return SCSIOutcome(status: .taskAborted) }
+            let step = min(range.end - position, isZero ? BridgeLimits.writeSameStep : UInt64(pattern.count))
+            try store(.write, LBA(position / UInt64(blockSize))) { () throws(StoreError) in
+                if isZero {
+                    try unit.store.writeZeroes(ByteRange(offset: position, count: step), options: [])
+                } else {
+                    try write(pattern, Int(step), at: position)
+                }
+            }
+            position += step
+        }
+        return SCSIOutcome(status: .good, dataOutUsed: fields.noDataOut ? 0 : blockSize)
+    }
+
+    /// `block` again and again, whole blocks, at most `wanted` bytes.
+    private static func pattern(_ block: [UInt8], _ wanted: UInt64) -> [UInt8] {
+        let count = Int(min(UInt64(BridgeLimits.patternBytes), wanted)) / block.count
+        var pattern: [UInt8] = []
+        pattern.reserveCapacity(count * block.count)
+        for _ in 0..<count { pattern += block }
+        return pattern
+    }
+
+    private func write(_ bytes: [UInt8], _ count: Int, at offset: UInt64) throws(StoreError) {
+        let failure = bytes.withUnsafeBytes { bytes -> StoreError? in
+            do throws(StoreError) {
+                try unit.store.write(
+                    UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: offset, durable: false)
+                return nil
+            } catch { return error }
+        }
+        if let failure { throw failure }
+    }
+
+    private func store(
+        _ direction: SenseTable.Direction, _ lba: LBA? = nil, _ body: () throws(StoreError) -> Void
+    ) throws(CheckCondition) {
+        do throws(StoreError) { try body() } catch {
+            throw CheckCondition(SenseTable.sense(error, direction, lba: lba))
+        }
+    }
+}

@@ -1,0 +1,204 @@
+import Blocks
+import Logging
+import SCSI
+import Synchronization
+
+/// A SCSI target device whose logical units are files and block devices, with a third-party copy manager
+/// (design §5; SPC-4, SBC-3). It knows no transport.
+///
+/// Commands run on the threads that bring them, as many at once as come. Only EXTENDED COPY is bounded
+/// (``BridgeLimits/concurrentCopies``), because each holds buffers.
+public final class BridgeDevice: SCSITargetDevice {
+    /// In ascending order of their numbers, which are unique, as are their designators.
+    let units: [LogicalUnit]
+    let mover: any CopyMover
+    let logger: Logger
+    let running = Monitor(0)
+    private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
+
+    /// Opens the files and devices of `units`: read-only ones without a lock, so that a volume can be read
+    /// while its host serves it; writable ones with an exclusive lock.
+    /// - Parameter logger: gets one line of audit for each copy, and a warning for each unit whose file is
+    ///   not whole blocks or refuses direct I/O.
+    /// - Throws: ``BridgeError``; then nothing stays open.
+    public convenience init(units: [BridgeUnit], logger: Logger) throws(BridgeError) {
+        try Self.check(units)
+        var opened: [LogicalUnit] = []
+        do throws(BridgeError) {
+            for unit in units { opened.append(try LogicalUnit.open(unit)) }
+            try self.init(opened: opened, mover: SerialMover(), logger: logger)
+        } catch {
+            for unit in opened { unit.file?.close() }
+            throw error
+        }
+        for unit in summaries { Self.report(unit, logger) }
+    }
+
+    init(opened: [LogicalUnit], mover: any CopyMover, logger: Logger) throws(BridgeError) {
+        units = opened.sorted { $0.number < $1.number }
+        self.mover = mover
+        self.logger = logger
+        var seen: [[UInt8]: Int] = [:]
+        for unit in units {
+            if let other = seen.updateValue(unit.number, forKey: unit.naa.designator) {
+                throw .configuration(
+                    unit: unit.number,
+                    reason: "its designator is that of unit \(other); give it another number")
+            }
+        }
+    }
+
+    deinit { close() }
+
+    /// Gives back files and locks. No command may be running.
+    public func close() {
+        for unit in units { unit.file?.close() }
+    }
+
+    /// The units in ascending order of their numbers.
+    public var summaries: [BridgeUnitSummary] { units.map(\.summary) }
+
+    private static func check(_ units: [BridgeUnit]) throws(BridgeError) {
+        var numbers: Set<Int> = []
+        for unit in units {
+            guard BridgeLimits.unitNumbers.contains(unit.number) else {
+                throw .configuration(
+                    unit: unit.number,
+                    reason: "unit numbers go from 0 to \(BridgeLimits.unitNumbers.upperBound)")
+            }
+            guard numbers.insert(unit.number).inserted else {
+                throw .configuration(unit: unit.number, reason: "the number is given twice")
+            }
+            guard BridgeLimits.blockSizes.contains(unit.blockSize) else {
+                throw .configuration(
+                    unit: unit.number, reason: "blocks have 512 or 4096 bytes, not \(unit.blockSize)")
+            }
+        }
+    }
+
+    private static func report(_ unit: BridgeUnitSummary, _ logger: Logger) {
+        if unit.paddingBytes > 0 {
+            logger.warning(
+                "the file's size is no multiple of the block size: the last block ends in padding that reads as zeros and takes only zeros",
+                metadata: [
+                    "unit": "\(unit.number)", "path": "\(unit.path)", "padding": "\(unit.paddingBytes)",
+                ])
+        }
+        if let why = unit.directRefusal {
+            logger.warning(
+                "no direct I/O: data go through the page cache",
+                metadata: ["unit": "\(unit.number)", "path": "\(unit.path)", "reason": "\(why)"])
+        }
+    }
+
+    // MARK: Nexuses
+
+    /// What an initiator's session may see and name. The one place where that is decided.
+    func units(visibleTo nexus: Nexus) -> [LogicalUnit] { units }
+
+    public func openNexus(_ nexus: Nexus) {
+        let state = NexusState(nexus, units: units(visibleTo: nexus))
+        nexuses.withLock { $0[ObjectIdentifier(nexus)] = state }
+    }
+
+    public func closeNexus(_ nexus: Nexus) {
+        let state = nexuses.withLock { $0.removeValue(forKey: ObjectIdentifier(nexus)) }
+        state?.close()
+    }
+
+    public func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus) {
+        guard let unit = unit(lun, for: nexus) else { return }
+        for state in nexuses.withLock({ Array($0.values) }) {
+            state.discardResults(of: unit)
+            state.raise(.busDeviceReset, unit)
+        }
+    }
+
+    private func unit(_ lun: LogicalUnitNumber, for nexus: Nexus) -> LogicalUnit? {
+        lun.number.flatMap { number in units(visibleTo: nexus).first { $0.number == number } }
+    }
+
+    // MARK: Commands
+
+    public func execute(_ task: SCSITask) -> SCSIOutcome {
+        // A nexus that is gone has nobody to answer to.
+        guard let state = nexuses.withLock({ $0[ObjectIdentifier(task.nexus)] }) else {
+            return SCSIOutcome(status: .taskAborted)
+        }
+        do throws(CheckCondition) {
+            return try dispatch(task, state)
+        } catch {
+            return .checkCondition(error.sense, dataOutUsed: task.dataOut.count)
+        }
+    }
+
+    private func dispatch(_ task: SCSITask, _ state: NexusState) throws(CheckCondition) -> SCSIOutcome {
+        let unit = unit(task.lun, for: task.nexus)
+        // INQUIRY, REPORT LUNS and REQUEST SENSE neither wait for a unit to be there nor report its unit
+        // attentions (SAM-5 §5.14).
+        let code = task.cdb.first.map(OperationCode.init(rawValue:))
+        let isSpecial = code == .inquiry || code == .reportLUNs || code == .requestSense
+        guard isSpecial || unit != nil else { throw CheckCondition(SenseTable.unitNotSupported) }
+        if !isSpecial, let unit, let attention = state.takeAttention(unit) { throw CheckCondition(attention) }
+        let command = try Command(decoding: task.cdb)
+        switch command {
+        case .inquiry(let page, let length):
+            return .data(try InquiryAnswer.data(page, unit), allocationLength: length)
+        case .reportLUNs(let select, let length):
+            return .data(try reportLUNs(select, task.nexus), allocationLength: length)
+        case .requestSense(let isDescriptor, let length):
+            let sense = pendingSense(unit, state)
+            return .data(
+                isDescriptor ? sense.encodedDescriptor() : sense.encodedFixed(), allocationLength: length)
+        default: break
+        }
+        guard let unit else { preconditionFailure("only the three above come without a unit") }
+        return try execute(command, task, unit, state)
+    }
+
+    private func execute(
+        _ command: Command, _ task: SCSITask, _ unit: LogicalUnit, _ state: NexusState
+    ) throws(CheckCondition) -> SCSIOutcome {
+        let blocks = BlockCommands(unit: unit, task: task)
+        switch command {
+        case .testUnitReady: return .good
+        case .readCapacity10: return SCSIOutcome(status: .good, dataIn: unit.capacity.encoded10())
+        case .readCapacity16(let length):
+            return .data(unit.capacity.encoded16(), allocationLength: length)
+        case .read(let transfer): return try blocks.read(transfer)
+        case .write(let transfer): return try blocks.write(transfer)
+        case .synchronizeCache(let fields): return try blocks.synchronizeCache(fields)
+        case .writeSame16(let fields): return try blocks.writeSame(fields)
+        case .modeSense(let fields):
+            return .data(try ModeSenseAnswer.data(fields, unit), allocationLength: fields.allocationLength)
+        case .extendedCopy(let length):
+            return try extendedCopy(task, parameterListLength: length, unit, state)
+        case .receiveCopyResults(let action, let identifier, let length):
+            return .data(try copyResults(action, identifier, state), allocationLength: length)
+        case .inquiry, .reportLUNs, .requestSense:
+            preconditionFailure("answered before a unit was looked for")
+        }
+    }
+
+    private func reportLUNs(_ select: UInt8, _ nexus: Nexus) throws(CheckCondition) -> [UInt8] {
+        switch select {
+        case ReportLUNs.selectAddressed, ReportLUNs.selectAll:
+            return ReportLUNs.encode(units(visibleTo: nexus).map(\.lun))
+        case ReportLUNs.selectWellKnown: return ReportLUNs.encode([])
+        default: throw .cdb(2)
+        }
+    }
+
+    /// REQUEST SENSE gives a unit attention as data and clears it (SPC-4 §6.39).
+    private func pendingSense(_ unit: LogicalUnit?, _ state: NexusState) -> SenseData {
+        guard let unit else { return SenseTable.unitNotSupported }
+        return state.takeAttention(unit) ?? SenseData(.noSense, .noAdditionalSense)
+    }
+}
+
+extension SCSIOutcome {
+    /// GOOD with data, as much as the initiator has space for.
+    static func data(_ bytes: [UInt8], allocationLength: Int) -> SCSIOutcome {
+        SCSIOutcome(status: .good, dataIn: Array(bytes.prefix(allocationLength)))
+    }
+}

@@ -1,0 +1,260 @@
+import Blocks
+import SCSI
+
+/// Bytes that go from one place to another.
+struct CopyPiece: Sendable {
+    /// The index of the segment descriptor that they belong to.
+    var segment: Int
+    /// Nil: zeros, which fill up a last block (PAD).
+    var source: LogicalUnit?
+    var sourceOffset: UInt64
+    var target: LogicalUnit
+    var targetOffset: UInt64
+    /// More than 0.
+    var count: UInt64
+
+    var sourceRange: ByteRange { ByteRange(offset: sourceOffset, count: count) }
+    var targetRange: ByteRange { ByteRange(offset: targetOffset, count: count) }
+
+    /// Whether it reads what it writes.
+    var overlapsItself: Bool {
+        source?.storage == target.storage && sourceRange.overlaps(targetRange)
+    }
+}
+
+/// An EXTENDED COPY that was checked from its first segment to its last, before a byte is moved: every
+/// designator resolved, every destination writable, every range within its unit.
+struct CopyPlan: Sendable {
+    var pieces: [CopyPiece] = []
+    var segmentCount: Int
+    /// Bytes to be written.
+    var totalBytes: UInt64 = 0
+    /// The units that take part, for the audit log.
+    var sources: Set<Int> = []
+    var targets: Set<Int> = []
+
+    /// - Parameter units: all that the nexus may see; a designator means nothing outside.
+    init(_ list: CopyParameterList, units: [LogicalUnit]) throws(CheckCondition) {
+        segmentCount = list.segments.count
+        let devices = list.cscds.enumerated().map { CopyDevice($1, index: $0, units: units) }
+        var residue = CopyResidue()
+        for (index, segment) in list.segments.enumerated() {
+            let step = CopySegment(index: index, descriptor: segment, devices: devices)
+            pieces += try step.pieces(with: &residue)
+            sources.insert(try step.source().unit.number)
+            targets.insert(try step.destination().unit.number)
+        }
+        for piece in pieces { totalBytes += piece.count }
+    }
+}
+
+/// A CSCD descriptor and the unit that it names.
+struct CopyDevice: Sendable {
+    let result: Result<(unit: LogicalUnit, pad: Bool), DeviceFault>
+
+    /// What is told when a segment uses the device.
+    enum DeviceFault: Error {
+        /// COPY ABORTED with this code and the segment's number.
+        case aborted(AdditionalSenseCode)
+        /// ILLEGAL REQUEST: the byte of the parameter list that is wrong.
+        case field(Int)
+    }
+
+    init(_ descriptor: CSCDDescriptor, index: Int, units: [LogicalUnit]) {
+        let offset = CopyParameterList.headerLength + index * CSCDDescriptor.length
+        guard descriptor.deviceType == PeripheralDeviceType.directAccessBlock else {
+            result = .failure(.aborted(.incorrectCopyTargetDeviceType))
+            return
+        }
+        // By type, association, code set, length and every byte: a designator cut short or filled up
+        // names nothing.
+        let unit = units.first { unit in
+            unit.designations.contains { $0.names(sameAs: descriptor.designation) }
+        }
+        guard let unit, !descriptor.isNullDevice else {
+            result = .failure(.aborted(.copyTargetDeviceNotReachable))
+            return
+        }
+        guard descriptor.diskBlockLength == unit.blockSize else {
+            result = .failure(.field(offset + 29))
+            return
+        }
+        result = .success((unit, descriptor.pad))
+    }
+}
+
+/// Data of earlier segments that go in front of the next (CAT, PAD; SPC-4 table 113): where they lie, less than
+/// a block of them. They are read when they are written.
+struct CopyResidue {
+    var extents: [(unit: LogicalUnit, range: ByteRange)] = []
+
+    var count: UInt64 { extents.reduce(0) { $0 + $1.range.count } }
+
+    mutating func append(_ unit: LogicalUnit, _ range: ByteRange) {
+        if !range.isEmpty { extents.append((unit, range)) }
+    }
+
+    /// Takes the first `wanted` bytes.
+    mutating func take(_ wanted: UInt64) -> CopyResidue {
+        var taken = CopyResidue()
+        var rest = wanted
+        while rest > 0, let (unit, range) = extents.first {
+            let count = min(rest, range.count)
+            taken.append(unit, ByteRange(offset: range.offset, count: count))
+            rest -= count
+            extents.removeFirst()
+            if count < range.count {
+                extents.insert(
+                    (unit, ByteRange(offset: range.offset + count, count: range.count - count)), at: 0)
+            }
+        }
+        precondition(rest == 0, "a residue shorter than what was taken")
+        return taken
+    }
+}
+
+/// One segment descriptor with the devices that it may name.
+struct CopySegment {
+    let index: Int
+    let descriptor: SegmentDescriptor
+    let devices: [CopyDevice]
+
+    func source() throws(CheckCondition) -> (unit: LogicalUnit, pad: Bool) {
+        try device(descriptor.source, field: 4)
+    }
+
+    func destination() throws(CheckCondition) -> (unit: LogicalUnit, pad: Bool) {
+        let device = try device(descriptor.destination, field: 6)
+        if device.unit.isReadOnly { throw aborted(.writeProtected) }
+        return device
+    }
+
+    private func device(
+        _ index: UInt16, field: UInt16
+    ) throws(CheckCondition) -> (unit: LogicalUnit, pad: Bool) {
+        guard Int(index) < devices.count else { throw aborted(.unreachableCopyTarget, field: field) }
+        switch devices[Int(index)].result {
+        case .success(let device): return device
+        case .failure(.aborted(let code)): throw aborted(code)
+        case .failure(.field(let byte)): throw CheckCondition(.invalidFieldInParameterList(byte: byte))
+        }
+    }
+
+    private func aborted(_ code: AdditionalSenseCode, field: UInt16? = nil) -> CheckCondition {
+        CheckCondition(
+            .copyAborted(
+                code, segment: UInt16(clamping: index),
+                pointer: field.map { .segmentPointer(inSegmentDescriptor: true, byte: $0, bit: nil) }))
+    }
+
+    /// The segment as pieces in the order of the destination's bytes. `residue` goes in front and is left with
+    /// what remains.
+    func pieces(with residue: inout CopyResidue) throws(CheckCondition) -> [CopyPiece] {
+        let (source, sourcePad) = try source()
+        let (target, targetPad) = try destination()
+        let sourceBlock = UInt64(source.blockSize)
+        let targetBlock = UInt64(target.blockSize)
+        var data = residue
+        var padding: UInt64 = 0
+        let write: UInt64
+        var targetSkip: UInt64 = 0
+        switch descriptor.amount {
+        case .blocks(0, _):
+            // Nothing is processed, and nothing of an earlier residue either.
+            _ = try sourceRange(source, skip: 0, count: 0)
+            _ = try targetRange(target, skip: 0, count: 0)
+            return []
+        case .blocks(let count, ofDestination: false):
+            data.append(source, try sourceRange(source, skip: 0, count: UInt64(count) * sourceBlock))
+            let rest = data.count % targetBlock
+            write = data.count - rest
+            if rest > 0, !descriptor.concatenate {
+                if !sourcePad, !targetPad { throw aborted(.unexpectedInexactSegment) }
+                if targetPad { padding = targetBlock - rest }
+            }
+        case .blocks(let count, ofDestination: true):
+            write = UInt64(count) * targetBlock
+            let missing = write > data.count ? write - data.count : 0
+            let read = (missing + sourceBlock - 1) / sourceBlock * sourceBlock
+            data.append(source, try sourceRange(source, skip: 0, count: read))
+            if data.count > write, !descriptor.concatenate, !sourcePad, !targetPad {
+                throw aborted(.unexpectedInexactSegment)
+            }
+        case .bytes(let count, let sourceOffset, let targetOffset):
+            guard UInt64(sourceOffset) < sourceBlock else {
+                throw aborted(.invalidFieldInParameterList, field: 28)
+            }
+            guard UInt64(targetOffset) < targetBlock else {
+                throw aborted(.invalidFieldInParameterList, field: 30)
+            }
+            targetSkip = UInt64(targetOffset)
+            let range = try sourceRange(source, skip: UInt64(sourceOffset), count: UInt64(count))
+            if count == 0 {
+                _ = try targetRange(target, skip: targetSkip, count: 0)
+                return []
+            }
+            data.append(source, range)
+            write = data.count
+        }
+        let range = try targetRange(
+            target, skip: targetSkip, count: padding > 0 ? data.count + padding : write)
+        let used = data.take(padding > 0 ? data.count : write)
+        residue = keepsResidue(sourcePad, targetPad) ? data : CopyResidue()
+        return place(used, padding, target, range.offset)
+    }
+
+    /// What SPC-4 table 113 says of data that are left over.
+    private func keepsResidue(_ sourcePad: Bool, _ targetPad: Bool) -> Bool {
+        if descriptor.concatenate { return true }
+        // The destination's residue was padded by now; what is left is the source's.
+        return !sourcePad && targetPad
+    }
+
+    private func place(
+        _ data: CopyResidue, _ padding: UInt64, _ target: LogicalUnit, _ offset: UInt64
+    ) -> [CopyPiece] {
+        var pieces: [CopyPiece] = []
+        var position = offset
+        for (unit, range) in data.extents {
+            pieces.append(
+                CopyPiece(
+                    segment: index, source: unit, sourceOffset: range.offset, target: target,
+                    targetOffset: position, count: range.count))
+            position += range.count
+        }
+        if padding > 0 {
+            pieces.append(
+                CopyPiece(
+                    segment: index, source: nil, sourceOffset: 0, target: target, targetOffset: position,
+                    count: padding))
+        }
+        return pieces
+    }
+
+    private func sourceRange(
+        _ unit: LogicalUnit, skip: UInt64, count: UInt64
+    ) throws(CheckCondition) -> ByteRange {
+        guard let range = Self.bytes(unit, descriptor.sourceLBA, skip, count) else {
+            throw aborted(.copyTargetDeviceDataUnderrun, field: 12)
+        }
+        return range
+    }
+
+    private func targetRange(
+        _ unit: LogicalUnit, skip: UInt64, count: UInt64
+    ) throws(CheckCondition) -> ByteRange {
+        guard let range = Self.bytes(unit, descriptor.destinationLBA, skip, count) else {
+            throw aborted(.copyTargetDeviceDataOverrun, field: 20)
+        }
+        return range
+    }
+
+    private static func bytes(
+        _ unit: LogicalUnit, _ lba: LBA, _ skip: UInt64, _ count: UInt64
+    ) -> ByteRange? {
+        guard lba.value <= unit.blockCount else { return nil }
+        // No overflow: a unit has at most 2⁶³ bytes, the skip is less than a block.
+        return ByteRange(
+            checking: lba.value * UInt64(unit.blockSize) + skip, count, within: unit.store.size)
+    }
+}

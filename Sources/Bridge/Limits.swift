@@ -1,0 +1,35 @@
+import SCSI
+
+/// The bounds of the copy manager and of the units (style 8). What RECEIVE COPY RESULTS and the VPD pages
+/// report is made from these, and these are what is enforced.
+public enum BridgeLimits {
+    /// Logical unit numbers (flat space addressing, SAM-5 §4.7).
+    public static let unitNumbers = 0...16383
+    /// Bytes of a logical block.
+    public static let blockSizes: [UInt32] = [512, 4096]
+
+    /// CSCD descriptors of one EXTENDED COPY. With one more they still fit the list's 16-bit length.
+    public static let cscdDescriptors = 1024
+    /// Segment descriptors of one EXTENDED COPY.
+    public static let segmentDescriptors = 4096
+    /// CSCD and segment descriptors of one EXTENDED COPY together, bytes: both limits at once fit.
+    public static let descriptorListBytes = cscdDescriptors * 32 + segmentDescriptors * 32
+    /// Bytes of one segment; 0Ah has a field of 32 bits.
+    public static let segmentBytes = UInt32.max
+    /// EXTENDED COPY commands that run at once, of all nexuses together.
+    public static let concurrentCopies = 64
+    /// Bytes of one data-in or data-out of READ and WRITE.
+    public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
+    /// Bytes that one step of WRITE SAME does before it looks whether it was aborted.
+    static let writeSameStep: UInt64 = 64 << 20
+    /// Bytes of the buffer with which WRITE SAME writes a pattern.
+    static let patternBytes = 1 << 20
+    /// Bytes that a copy moves at a time where the copy engine is not used.
+    static let serialBuffer = 1 << 20
+    /// Unit attention conditions pending at one unit for one nexus; SAM-5 lets a device drop repeated ones.
+    static let unitAttentions = 8
+
+    static let copyList = CopyListLimits(
+        cscdDescriptors: cscdDescriptors, segmentDescriptors: segmentDescriptors,
+        descriptorListBytes: descriptorListBytes, inlineDataBytes: 0, supportsNoListIdentifier: true)
+}

@@ -1,0 +1,139 @@
+import AsyncIO
+import Blocks
+import SCSI
+
+/// One logical unit as it is served: whole blocks over a store, and its names.
+final class LogicalUnit: Sendable {
+    let number: Int
+    let name: String
+    let path: String
+    let isReadOnly: Bool
+    /// Bytes.
+    let blockSize: UInt32
+    let blockCount: UInt64
+    /// All blocks, so its size is a multiple of the block size.
+    let store: any BlockStore
+    /// What lies below, for the copy engine; nil in tests.
+    let file: StorageFile?
+    /// Bytes that are really there: less than the store's size where the last block is padded.
+    let backedBytes: UInt64
+    /// Equal for two units exactly if they lie on the same bytes.
+    let storage: StorageKey
+    let naa: DesignationDescriptor
+    /// 60 bits in 16 hexadecimal digits, the NAA's first among them.
+    let serial: String
+
+    init(
+        _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil
+    ) throws(BridgeError) {
+        let size = store.size
+        let blockSize = UInt64(unit.blockSize)
+        guard size > 0 else {
+            throw .configuration(
+                unit: unit.number, reason: "\(unit.path) is empty; a unit has a block at least")
+        }
+        guard size <= UInt64(Int64.max) else {
+            throw .configuration(unit: unit.number, reason: "\(unit.path) is larger than 2^63 bytes")
+        }
+        number = unit.number
+        name = unit.name ?? unit.path
+        path = unit.path
+        isReadOnly = unit.readOnly
+        self.blockSize = unit.blockSize
+        let padded = size.roundedUp(to: blockSize)
+        self.store = padded == size ? store : PaddedStore(store, size: padded)
+        blockCount = padded / blockSize
+        backedBytes = size
+        self.file = file
+        self.storage = storage
+        let value = storage.hash(unitNumber: unit.number)
+        naa = .naaLocallyAssigned(value)
+        serial = naa.designator.map { byte in
+            let digits = String(byte, radix: 16, uppercase: true)
+            return digits.count == 1 ? "0" + digits : digits
+        }.joined()
+    }
+
+    /// Opens what `unit` names.
+    static func open(_ unit: BridgeUnit) throws(BridgeError) -> LogicalUnit {
+        let file: StorageFile
+        do throws(StorageError) {
+            // A source is read while the host that serves it holds its lock; what is written must be
+            // nobody else's.
+            file = try StorageFile.open(
+                unit.path, access: unit.readOnly ? .readOnly : .readWrite, mode: .direct,
+                lock: unit.readOnly ? .none : .exclusive)
+        } catch { throw .storage(unit: unit.number, error) }
+        do throws(BridgeError) {
+            return try LogicalUnit(unit, store: file, storage: StorageKey(file.identity), file: file)
+        } catch {
+            file.close()
+            throw error
+        }
+    }
+
+    var lun: LogicalUnitNumber {
+        guard let lun = LogicalUnitNumber(number) else { preconditionFailure("a unit number beyond 16383") }
+        return lun
+    }
+
+    var capacity: Capacity { Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize) }
+
+    /// What VPD page 83h tells, and nothing else, names this unit to the copy manager.
+    var designations: [DesignationDescriptor] { [naa, .t10Vendor(Identity.vendor, unique: serial)] }
+
+    /// The bytes of `count` blocks from `lba`; nil when one of them, or `lba` itself, is not there.
+    func range(_ lba: LBA, _ count: UInt64) -> ByteRange? {
+        guard lba.value < blockCount, count <= blockCount - lba.value else { return nil }
+        return ByteRange(offset: lba.value * UInt64(blockSize), count: count * UInt64(blockSize))
+    }
+
+    var summary: BridgeUnitSummary {
+        BridgeUnitSummary(
+            number: number, name: name, path: path, readOnly: isReadOnly, blockSize: blockSize,
+            blockCount: blockCount, paddingBytes: store.size - backedBytes, designator: serial,
+            isDirect: file?.isDirect ?? false, directRefusal: file?.directRefusal)
+    }
+}
+
+/// What INQUIRY says.
+enum Identity {
+    static let vendor = "OUTBOARD"
+    static let product = "BRIDGE"
+    static let revision = "1.0"
+}
+
+/// What tells storage apart: device and inode.
+struct StorageKey: Hashable, Sendable {
+    var device: UInt64
+    var inode: UInt64
+    var isBlockDevice: Bool
+
+    init(device: UInt64, inode: UInt64, isBlockDevice: Bool = false) {
+        self.device = device
+        self.inode = inode
+        self.isBlockDevice = isBlockDevice
+    }
+
+    init(_ identity: StorageIdentity) {
+        self.init(
+            device: identity.device, inode: identity.inode, isBlockDevice: identity.isBlockDevice)
+    }
+
+    /// 60 bits that stay the same from run to run. The unit number belongs to it: a read-only and a
+    /// writable unit over the same file are two units. FNV-1a, then mixed so that each bit of the input
+    /// reaches each bit of the result; collisions within a device are refused when it is configured.
+    func hash(unitNumber: Int) -> UInt64 {
+        var writer = BigEndianWriter(reserving: 25)
+        writer.integer(device)
+        writer.integer(inode)
+        writer.integer(UInt8(isBlockDevice ? 1 : 0))
+        writer.integer(UInt64(unitNumber))
+        var hash: UInt64 = 0xCBF2_9CE4_8422_2325
+        for byte in writer.bytes { hash = (hash ^ UInt64(byte)) &* 0x0000_0100_0000_01B3 }
+        hash ^= hash >> 33
+        hash = hash &* 0xFF51_AFD7_ED55_8CCD
+        hash ^= hash >> 33
+        return hash & (1 << 60 - 1)
+    }
+}

@@ -1,0 +1,133 @@
+import AsyncIO
+import Blocks
+import Foundation
+import Logging
+import SCSI
+import TestSupport
+
+@testable import Bridge
+
+/// A device over stores in memory or files, with one open nexus, and the commands one sends to it.
+final class Bench: Sendable {
+    let device: BridgeDevice
+    let nexus = Bench.makeNexus()
+
+    static func makeNexus(_ session: UInt64 = 1) -> Nexus {
+        Nexus(
+            initiatorName: "iqn.2000-01.org.example:initiator", sessionIdentifier: session,
+            authenticatedName: nil)
+    }
+
+    static var quiet: Logger { Logger(label: "quiet") { _ in SwiftLogNoOpLogHandler() } }
+
+    /// A unit in memory.
+    static func unit(
+        _ number: Int, _ store: any BlockStore, readOnly: Bool = false, blockSize: UInt32 = 512,
+        inode: UInt64? = nil
+    ) throws -> LogicalUnit {
+        try LogicalUnit(
+            BridgeUnit(number: number, path: "memory\(number)", readOnly: readOnly, blockSize: blockSize),
+            store: store, storage: StorageKey(device: 1, inode: inode ?? UInt64(1000 + number)))
+    }
+
+    init(
+        _ units: [LogicalUnit], mover: any CopyMover = SerialMover(), logger: Logger = Bench.quiet,
+        settled: Bool = true
+    ) throws {
+        device = try BridgeDevice(opened: units, mover: mover, logger: logger)
+        open(settled: settled)
+    }
+
+    init(device: BridgeDevice) {
+        self.device = device
+        open(settled: true)
+    }
+
+    private func open(settled: Bool) {
+        device.openNexus(nexus)
+        guard settled else { return }
+        for unit in device.units { _ = send(.testUnitReady, unit.number) }
+    }
+
+    /// Executes a command on this thread.
+    func send(
+        _ command: Command, _ unit: Int = 0, data: [UInt8] = [], expecting: Int = 1 << 20,
+        on nexus: Nexus? = nil
+    ) -> SCSIOutcome {
+        device.execute(task(command.encoded(), unit, data: data, expecting: expecting, on: nexus))
+    }
+
+    func task(
+        _ cdb: [UInt8], _ unit: Int = 0, data: [UInt8] = [], expecting: Int = 1 << 20, on other: Nexus? = nil
+    ) -> SCSITask {
+        SCSITask(
+            nexus: other ?? nexus, lun: LogicalUnitNumber(unit)!, cdb: cdb, dataOut: data,
+            expectedDataIn: expecting, expectedDataOut: data.count)
+    }
+
+    func cscd(_ unit: Int, blockSize: UInt32? = nil, pad: Bool = false) -> CSCDDescriptor {
+        let unit = device.units.first { $0.number == unit }!
+        var descriptor = CSCDDescriptor(designation: unit.naa, diskBlockLength: blockSize ?? unit.blockSize)
+        descriptor.pad = pad
+        return descriptor
+    }
+
+    func copyTask(_ list: CopyParameterList, _ unit: Int = 0, on nexus: Nexus? = nil) -> SCSITask {
+        let bytes = list.encoded()
+        return task(
+            Command.extendedCopy(parameterListLength: bytes.count).encoded(), unit, data: bytes, on: nexus)
+    }
+
+    func copy(_ list: CopyParameterList, _ unit: Int = 0, on nexus: Nexus? = nil) -> SCSIOutcome {
+        device.execute(copyTask(list, unit, on: nexus))
+    }
+
+    func results(
+        _ action: CopyResultsServiceAction, _ list: UInt8 = 0, on nexus: Nexus? = nil
+    ) -> SCSIOutcome {
+        send(.receiveCopyResults(action, listIdentifier: list, allocationLength: 4096), on: nexus)
+    }
+}
+
+extension SCSIOutcome {
+    /// The sense data; nil for anything but CHECK CONDITION.
+    var senseData: SenseData? { status == .checkCondition ? SenseData(decoding: sense) : nil }
+    var isGood: Bool { status == .good }
+
+    func failed(_ key: SenseKey, _ code: AdditionalSenseCode) -> Bool {
+        senseData?.key == key && senseData?.code == code
+    }
+
+    /// INVALID FIELD with the place of the field.
+    func refused(cdbByte byte: UInt16) -> Bool {
+        guard case .fieldPointer(inCDB: true, byte, _)? = senseData?.specific else { return false }
+        return failed(.illegalRequest, .invalidFieldInCDB)
+    }
+}
+
+/// Bytes that differ at every place and for every seed.
+func pattern(_ count: Int, seed: UInt64) -> [UInt8] {
+    var generator = SeededGenerator(seed: seed)
+    return (0..<count).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
+}
+
+/// xorshift64*: the same numbers for the same seed.
+struct SeededGenerator: RandomNumberGenerator {
+    private var state: UInt64
+
+    init(seed: UInt64) { state = seed &* 0x9E37_79B9_7F4A_7C15 | 1 }
+
+    mutating func next() -> UInt64 {
+        state ^= state >> 12
+        state ^= state << 25
+        state ^= state >> 27
+        return state &* 0x2545_F491_4F6C_DD1D
+    }
+}
+
+extension MemoryStore {
+    convenience init(pattern count: Int, seed: UInt64) { self.init(Bridge_pattern(count, seed)) }
+    var all: [UInt8] { get throws { try bytes(at: 0, count: Int(size)) } }
+}
+
+private func Bridge_pattern(_ count: Int, _ seed: UInt64) -> [UInt8] { pattern(count, seed: seed) }
