@@ -5,7 +5,7 @@ import Testing
 
 @Suite struct CopyTests {
     static let limits = CopyListLimits(
-        cscdDescriptors: 4, segmentDescriptors: 3, descriptorListBytes: 212, inlineDataBytes: 0,
+        cscdDescriptors: 4, segmentDescriptors: 3, descriptorListBytes: 256, inlineDataBytes: 0,
         supportsNoListIdentifier: true)
 
     static func list() -> CopyParameterList {
