@@ -126,8 +126,8 @@ struct SeededGenerator: RandomNumberGenerator {
 }
 
 extension MemoryStore {
-    convenience init(pattern count: Int, seed: UInt64) { self.init(Bridge_pattern(count, seed)) }
+    convenience init(pattern count: Int, seed: UInt64) { self.init(seededBytes(count, seed)) }
     var all: [UInt8] { get throws { try bytes(at: 0, count: Int(size)) } }
 }
 
-private func Bridge_pattern(_ count: Int, _ seed: UInt64) -> [UInt8] { pattern(count, seed: seed) }
+private func seededBytes(_ count: Int, _ seed: UInt64) -> [UInt8] { pattern(count, seed: seed) }

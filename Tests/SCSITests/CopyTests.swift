@@ -58,9 +58,16 @@ import Testing
         #expect(throws: sense(.tooManyCSCDDescriptors, 2)) {
             try CopyParameterList(decoding: more.encoded(), limits: Self.limits)
         }
+        var limits = Self.limits
+        limits.descriptorListBytes = 212
+        #expect(try CopyParameterList(decoding: list.encoded(), limits: limits) == list)
         list.segments[2] = one.segments[1]
         #expect(throws: CheckCondition(.parameterListLengthError)) {
-            try CopyParameterList(decoding: list.encoded(), limits: Self.limits)
+            try CopyParameterList(decoding: list.encoded(), limits: limits)
+        }
+        // A list over every limit is told its length first.
+        #expect(throws: CheckCondition(.parameterListLengthError)) {
+            try CopyParameterList(decoding: more.encoded(), limits: limits)
         }
         list = one
         list.inlineData = [1]
