@@ -26,7 +26,7 @@ public final class BridgeDevice: SCSITargetDevice {
         var opened: [LogicalUnit] = []
         do throws(BridgeError) {
             for unit in units { opened.append(try LogicalUnit.open(unit)) }
-            try self.init(opened: opened, mover: SerialMover(), logger: logger)
+            try self.init(opened: opened, mover: EngineMover(), logger: logger)
         } catch {
             for unit in opened { unit.file?.close() }
             throw error

@@ -35,7 +35,7 @@ extension BridgeDevice {
         _ plan: CopyPlan, _ record: CopyRecord, _ task: SCSITask, _ state: NexusState
     ) throws(CheckCondition) -> Bool {
         let control = CopyControl(record: record) { task.isAborted || state.isClosed }
-        do throws(CopyFailure) {
+        do throws(MoveFailure) {
             try mover.move(plan, control)
         } catch {
             if error.reason == .cancelled {

@@ -1,11 +1,15 @@
+import AsyncIO
 import Blocks
+import Glibc
 import SCSI
 
 /// Why a copy ended before its end.
-struct CopyFailure: Error {
+struct MoveFailure: Error {
     enum Reason: Hashable, Sendable {
         case cancelled
         case store(StoreError, SenseTable.Direction)
+        /// The copy engine could not be had.
+        case engine(StorageError)
     }
     var reason: Reason
     /// The segment that was being processed.
@@ -22,17 +26,157 @@ struct CopyControl: Sendable {
 protocol CopyMover: Sendable {
     /// Does all pieces; where one reads or writes what another writes, in their order. Tells
     /// `control.record` the bytes and segments that are done. After it threw nothing runs on.
-    func move(_ plan: CopyPlan, _ control: CopyControl) throws(CopyFailure)
+    func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure)
+}
+
+/// Engines and how many copies use one: more copies at once get shallower queues, so that all together
+/// hold at most about ``BridgeLimits/engineDepth`` buffers. Those that are idle are kept, because touching
+/// fresh memory costs as much as copying through it.
+final class EnginePool: Sendable {
+    private struct State {
+        var idle: [CopyEngine] = []
+        var running = 0
+    }
+    private let state = Monitor(State())
+    private let chunkSize = AsyncIOLimits.defaultChunkSize
+
+    /// Runs `body` with an engine that nobody else uses.
+    /// - Parameter bytes: what there is to copy, in `pieces` pieces: less gets a shallower queue.
+    func withEngine(
+        bytes: UInt64, pieces: Int, _ body: (CopyEngine) throws(MoveFailure) -> Void
+    ) throws(MoveFailure) {
+        let running = state.withLock { state in
+            state.running += 1
+            return state.running
+        }
+        defer { state.withLock { $0.running -= 1 } }
+        let wanted = Int(clamping: min(bytes / UInt64(chunkSize), 1 << 20)) + pieces
+        let depth = Self.depth(running: running, wanted: wanted)
+        let engine = try take(depth)
+        defer { give(engine) }
+        try body(engine)
+    }
+
+    /// A power of two, so that engines fit again.
+    static func depth(running: Int, wanted: Int) -> Int {
+        var depth = 1
+        let most = min(AsyncIOLimits.defaultDepth, max(1, BridgeLimits.engineDepth / running))
+        while depth < wanted, depth * 2 <= most { depth *= 2 }
+        return depth
+    }
+
+    private func take(_ depth: Int) throws(MoveFailure) -> CopyEngine {
+        let idle = state.withLock { state -> CopyEngine? in
+            guard let index = state.idle.firstIndex(where: { $0.depth == depth }) else { return nil }
+            return state.idle.remove(at: index)
+        }
+        if let idle { return idle }
+        do throws(StorageError) { return try CopyEngine(depth: depth, chunkSize: chunkSize) } catch {
+            throw MoveFailure(reason: .engine(error), segment: 0)
+        }
+    }
+
+    private func give(_ engine: CopyEngine) {
+        state.withLock { state in
+            let kept = state.idle.reduce(0) { $0 + $1.depth }
+            if kept + engine.depth <= BridgeLimits.engineDepth { state.idle.append(engine) }
+        }
+    }
+}
+
+/// The copy engine where both ends lie in files, which keeps the order where pieces overlap; the rest, which is
+/// zeros that fill up a block and blocks that end in padding, piece by piece.
+struct EngineMover: CopyMover {
+    private let pool = EnginePool()
+
+    func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure) {
+        guard !plan.pieces.isEmpty else { return }
+        try pool.withEngine(bytes: plan.totalBytes, pieces: plan.pieces.count) {
+            engine throws(MoveFailure) in
+            try move(plan, engine, control)
+        }
+    }
+
+    private func move(
+        _ plan: CopyPlan, _ engine: CopyEngine, _ control: CopyControl
+    ) throws(MoveFailure) {
+        let serial = SerialMover()
+        var index = 0
+        while index < plan.pieces.count {
+            let end = plan.pieces[index...].firstIndex { !$0.suitsEngine } ?? plan.pieces.count
+            if end > index {
+                try run(engine, plan.pieces[index..<end], control)
+                index = end
+            } else {
+                try serial.move(plan.pieces[index], control)
+                index += 1
+            }
+        }
+    }
+
+    private func run(
+        _ engine: CopyEngine, _ pieces: ArraySlice<CopyPiece>, _ control: CopyControl
+    ) throws(MoveFailure) {
+        let progress = CopyProgress()
+        control.record.follow(progress, segments: pieces.map(\.segment))
+        defer { control.record.settle() }
+        do throws(CopyFailure) {
+            try engine.run(
+                pieces.lazy.map(\.engineSegment), flush: false, progress: progress,
+                isCancelled: control.isCancelled)
+        } catch {
+            let segment = pieces[min(pieces.startIndex + error.segment, pieces.endIndex - 1)].segment
+            switch error.reason {
+            case .cancelled: throw MoveFailure(reason: .cancelled, segment: segment)
+            case .read:
+                throw MoveFailure(reason: .store(StoreError(system: error.errno), .read), segment: segment)
+            case .write, .flush:
+                throw MoveFailure(reason: .store(StoreError(system: error.errno), .write), segment: segment)
+            }
+        }
+    }
+}
+
+extension CopyPiece {
+    /// Whether both ends lie wholly in files.
+    fileprivate var suitsEngine: Bool {
+        guard let source, source.file != nil, target.file != nil else { return false }
+        return sourceRange.end <= source.backedBytes && targetRange.end <= target.backedBytes
+    }
+
+    fileprivate var engineSegment: AsyncIO.CopySegment {
+        guard let from = source?.file, let to = target.file else {
+            preconditionFailure("a piece without files for the engine")
+        }
+        return AsyncIO.CopySegment(
+            source: from, sourceOffset: sourceOffset, target: to, targetOffset: targetOffset, length: count)
+    }
+}
+
+extension StoreError {
+    /// What the system's error number means to a store.
+    fileprivate init(system code: Int32) {
+        switch code {
+        case ENOSPC, EDQUOT, EFBIG: self.init(.noSpace, errno: code)
+        case EROFS, EPERM: self.init(.readOnly, errno: code)
+        default: self.init(.io, errno: code)
+        }
+    }
 }
 
 /// One piece after another through one buffer: the order is the plan's by itself.
 struct SerialMover: CopyMover {
-    func move(_ plan: CopyPlan, _ control: CopyControl) throws(CopyFailure) {
+    func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure) {
         let mover = SerialPiece(control)
         for piece in plan.pieces {
             control.record.processed(segments: piece.segment)
             try mover.move(piece)
         }
+    }
+
+    func move(_ piece: CopyPiece, _ control: CopyControl) throws(MoveFailure) {
+        control.record.processed(segments: piece.segment)
+        try SerialPiece(control).move(piece)
     }
 }
 
@@ -49,12 +193,12 @@ struct SerialPiece: ~Copyable {
 
     deinit { buffer.deallocate() }
 
-    func move(_ piece: CopyPiece) throws(CopyFailure) {
+    func move(_ piece: CopyPiece) throws(MoveFailure) {
         // Like memmove: from the end where the destination lies behind in the same bytes.
         let backwards = piece.overlapsItself && piece.targetOffset > piece.sourceOffset
         var done: UInt64 = 0
         while done < piece.count {
-            if control.isCancelled() { throw CopyFailure(reason: .cancelled, segment: piece.segment) }
+            if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: piece.segment) }
             let count = min(UInt64(buffer.count), piece.count - done)
             let offset = backwards ? piece.count - done - count : done
             try step(piece, offset, Int(count))
@@ -63,12 +207,12 @@ struct SerialPiece: ~Copyable {
         }
     }
 
-    private func step(_ piece: CopyPiece, _ offset: UInt64, _ count: Int) throws(CopyFailure) {
+    private func step(_ piece: CopyPiece, _ offset: UInt64, _ count: Int) throws(MoveFailure) {
         let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
         if let source = piece.source {
             do throws(StoreError) { try source.store.read(at: piece.sourceOffset + offset, into: part) } catch
             {
-                throw CopyFailure(reason: .store(error, .read), segment: piece.segment)
+                throw MoveFailure(reason: .store(error, .read), segment: piece.segment)
             }
         } else {
             part.initializeMemory(as: UInt8.self, repeating: 0)
@@ -76,6 +220,6 @@ struct SerialPiece: ~Copyable {
         do throws(StoreError) {
             try piece.target.store.write(
                 UnsafeRawBufferPointer(part), at: piece.targetOffset + offset, durable: false)
-        } catch { throw CopyFailure(reason: .store(error, .write), segment: piece.segment) }
+        } catch { throw MoveFailure(reason: .store(error, .write), segment: piece.segment) }
     }
 }

@@ -39,7 +39,7 @@ struct CopyPlan: Sendable {
         let devices = list.cscds.enumerated().map { CopyDevice($1, index: $0, units: units) }
         var residue = CopyResidue()
         for (index, segment) in list.segments.enumerated() {
-            let step = CopySegment(index: index, descriptor: segment, devices: devices)
+            let step = SegmentPlanner(index: index, descriptor: segment, devices: devices)
             pieces += try step.pieces(with: &residue)
             sources.insert(try step.source().unit.number)
             targets.insert(try step.destination().unit.number)
@@ -114,7 +114,7 @@ struct CopyResidue {
 }
 
 /// One segment descriptor with the devices that it may name.
-struct CopySegment {
+struct SegmentPlanner {
     let index: Int
     let descriptor: SegmentDescriptor
     let devices: [CopyDevice]

@@ -20,6 +20,8 @@ public enum BridgeLimits {
     public static let concurrentCopies = 64
     /// Bytes of one data-in or data-out of READ and WRITE.
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
+    /// Buffers of 1 MiB in flight of all copies together (one each at least), and of idle engines.
+    static let engineDepth = 64
     /// Bytes that one step of WRITE SAME does before it looks whether it was aborted.
     static let writeSameStep: UInt64 = 64 << 20
     /// Bytes of the buffer with which WRITE SAME writes a pattern.

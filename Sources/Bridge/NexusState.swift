@@ -1,3 +1,4 @@
+import AsyncIO
 import Blocks
 import SCSI
 import Synchronization
@@ -91,8 +92,21 @@ final class NexusState: Sendable {
 final class CopyRecord: Sendable {
     /// The unit that the command was addressed to.
     let unit: Int
-    private let bytes = Atomic<UInt64>(0)
-    private let segments = Atomic<Int>(0)
+    /// Of the engine that runs for this copy, if one does: its bytes come on top of `bytes`.
+    private struct Live {
+        var progress: CopyProgress?
+        /// The segment that each piece of the engine's plan belongs to.
+        var segments: [Int] = []
+        var bytes: UInt64 = 0
+        var processed = 0
+
+        /// Segments before that of the engine's first open piece are done.
+        var segmentsProcessed: Int {
+            guard let progress, let last = segments.indices.last else { return processed }
+            return max(processed, segments[min(progress.segmentsCompleted, last)])
+        }
+    }
+    private let live = Monitor(Live())
     private let outcome = Atomic<UInt8>(CopyStatus.State.inProgress.rawValue)
     private let failure = Monitor<FailedSegmentDetails?>(nil)
     let statusTaken = Atomic(false)
@@ -100,12 +114,35 @@ final class CopyRecord: Sendable {
     init(unit: LogicalUnit) { self.unit = unit.number }
 
     /// Bytes written to destinations so far.
-    var bytesWritten: UInt64 { bytes.load(ordering: .acquiring) }
-    var segmentsProcessed: Int { segments.load(ordering: .acquiring) }
+    var bytesWritten: UInt64 {
+        live.withLock { $0.bytes + ($0.progress?.bytesWritten ?? 0) }
+    }
+    /// Segments that are wholly done, none before them open.
+    var segmentsProcessed: Int { live.withLock(\.segmentsProcessed) }
+
+    /// An engine takes over whose plan has one segment for each of `segments`.
+    func follow(_ progress: CopyProgress, segments: [Int]) {
+        live.withLock {
+            $0.progress = progress
+            $0.segments = segments
+        }
+    }
+
+    /// The engine is done: what it did becomes part of what was done.
+    func settle() {
+        live.withLock { live in
+            guard let progress = live.progress else { return }
+            live.bytes += progress.bytesWritten
+            live.processed = live.segmentsProcessed
+            live.progress = nil
+            live.segments = []
+        }
+    }
+
     var isRunning: Bool { outcome.load(ordering: .acquiring) == CopyStatus.State.inProgress.rawValue }
 
-    func wrote(_ count: UInt64) { bytes.add(count, ordering: .acquiringAndReleasing) }
-    func processed(segments count: Int) { segments.max(count, ordering: .acquiringAndReleasing) }
+    func wrote(_ count: UInt64) { live.withLock { $0.bytes += count } }
+    func processed(segments count: Int) { live.withLock { $0.processed = max($0.processed, count) } }
 
     var status: CopyStatus {
         // First the state: whoever sees an ended copy must see all that it did.

@@ -26,13 +26,14 @@ enum SenseTable {
 
     /// Segment `segment` of a copy failed while it ran.
     /// - Parameter residue: bytes of the segment that were not written.
-    static func sense(copy segment: Int, _ failure: CopyFailure.Reason, residue: UInt64) -> SenseData {
+    static func sense(copy segment: Int, _ failure: MoveFailure.Reason, residue: UInt64) -> SenseData {
         let code: AdditionalSenseCode =
             switch failure {
             case .store(let error, .write) where error.code == .noSpace: .spaceAllocationFailedWriteProtect
             case .store(let error, .write) where error.code == .readOnly: .writeProtected
             case .store(let error, _) where error.code == .gone: .copyTargetDeviceNotReachable
             case .store: .thirdPartyDeviceFailure
+            case .engine: .insufficientResources
             case .cancelled: .noAdditionalSense
             }
         return .copyAborted(code, segment: UInt16(clamping: segment), information: residue)
