@@ -1,0 +1,160 @@
+import Agent
+import Blocks
+import Foundation
+import TestSupport
+import Testing
+
+/// The prefix oracle over real processes: writers number their writes through NBD while `outboard copy` runs; the
+/// copy must be the volume after exactly k writes of each writer, for a k that the instant allows.
+@Suite(.serialized) struct OracleTests {
+    /// One run, all of it derived from the seed.
+    struct Scenario: CustomStringConvertible {
+        let seed: UInt64
+        var mode: String { seed % 2 == 0 ? "overlay" : "append" }
+        var end: String { seed / 2 % 2 == 0 ? "before-cache-copy" : "after-cache-copy" }
+        var chunkSize: String { ["4KiB", "16KiB", "64KiB", "256KiB", "1MiB"][Int(seed / 4 % 5)] }
+        var durability: String { seed / 20 % 4 == 3 ? "power" : "process" }
+        var writers: UInt64 { seed / 20 % 2 == 0 ? 1 : 3 }
+        /// Blocks of 512 bytes, but no multiple of any chunk size.
+        var size: UInt64 { (3 << 20) + (seed % 7 + 1) * 512 }
+        /// How the bytes of an append copy are read: by a restore (7A), or after `integrate`.
+        var integrates: Bool { seed / 4 % 2 == 0 }
+
+        var description: String {
+            "seed \(seed): \(mode), \(end), chunks of \(chunkSize), \(durability), \(writers) writers, \(size) bytes"
+        }
+    }
+
+    static let seeds = Array(0..<UInt64(Tier.isFull ? 200 : 20))
+
+    @Test(arguments: seeds)
+    func aCopyIsTheVolumeAfterExactlyKWrites(seed: UInt64) throws {
+        let scenario = Scenario(seed: seed)
+        let verdicts = try Self.run(scenario)
+        for verdict in verdicts { #expect(verdict.isConsistent, "\(scenario): \(verdict)") }
+    }
+
+    /// The oracle must catch a host that does it wrong: each defect within some seeds. (A host that skips the drain
+    /// is caught where threads can be held at chosen places, in `HostTests`.)
+    @Test(arguments: ["preservesAfterWriting", "forgetsOneBit"])
+    func aBrokenHostIsCaught(defect: String) throws {
+        for seed in 0..<UInt64(40) {
+            let verdicts = try Self.run(
+                Scenario(seed: seed), environment: ["OUTBOARD_DEFECT": defect])
+            if verdicts.contains(where: { !$0.isConsistent }) { return }
+        }
+        Issue.record("forty copies of a host that \(defect) passed as right")
+    }
+
+    static func run(
+        _ scenario: Scenario, environment: [String: String] = [:]
+    ) throws -> [PrefixOracle.Verdict] {
+        let host = try HostProcess(
+            size: scenario.size,
+            [
+                "--chunk-size", scenario.chunkSize, "--durability", scenario.durability, "--cache-size",
+                "32MiB",
+            ],
+            environment: environment)
+        let share = (scenario.size / scenario.writers).roundedDown(to: 512)
+        let writers = try (0..<scenario.writers).map { index in
+            let start = index * share
+            let count = index == scenario.writers - 1 ? scenario.size - start : share
+            return try Writer(
+                PrefixOracle(
+                    seed: scenario.seed << 8 | index, region: ByteRange(offset: start, count: count)),
+                to: host.socket)
+        }
+        for writer in writers { writer.start() }
+        for writer in writers { writer.waitForOperations(10) }
+
+        let copy = host.directory.file("copy")
+        let made = try Outboard.run([
+            "copy", "--host", host.control, "--to", copy, "--mode", scenario.mode, "--end", scenario.end,
+        ])
+        for writer in writers { try writer.stop() }
+        guard made.status == 0 else {
+            throw TestFailure("\(scenario): outboard copy ended with \(made.status): \(made.errors)")
+        }
+        let bytes = try contents(of: copy, scenario, host.directory)
+        guard host.stop().status == 0 else { throw TestFailure("\(scenario): the host failed") }
+        let instant = try Instant.of(copy)
+        return writers.map { writer in
+            let region = writer.oracle.region
+            return writer.oracle.judge(
+                Array(bytes[Int(region.offset)..<Int(region.end)]), within: writer.oracle.bounds(at: instant))
+        }
+    }
+
+    /// The volume's bytes as the copy gives them back.
+    private static func contents(
+        of copy: String, _ scenario: Scenario, _ directory: ScratchDirectory
+    ) throws -> [UInt8] {
+        var place = copy + "/data.img"
+        if scenario.mode == "append" {
+            if scenario.integrates {
+                let integrated = try Outboard.run(["integrate", copy])
+                guard integrated.status == 0 else { throw TestFailure("integrate: \(integrated.errors)") }
+            } else {
+                place = directory.file("restored")
+                let restored = try Outboard.run(["restore", "volume", copy, "--to", place])
+                guard restored.status == 0 else { throw TestFailure("restore: \(restored.errors)") }
+            }
+        }
+        let verified = try Outboard.run(["verify", copy])
+        guard verified.status == 0 else { throw TestFailure("verify: \(verified.errors)") }
+        let data = try Data(contentsOf: URL(fileURLWithPath: place))
+        guard data.count == scenario.size else { throw TestFailure("the copy has \(data.count) bytes") }
+        return Array(data)
+    }
+}
+
+/// The instant that a copy's manifest states, nanoseconds since 1970.
+enum Instant {
+    private struct Head: Decodable {
+        struct Epoch: Decodable { let institutedAt: Int64 }
+        let epoch: Epoch
+    }
+
+    static func of(_ copy: String) throws -> Int64 {
+        let data = try Data(contentsOf: URL(fileURLWithPath: copy + "/manifest.json"))
+        return try JSONDecoder().decode(Head.self, from: data).epoch.institutedAt
+    }
+}
+
+/// A thread with a connection of its own that writes until it is stopped.
+final class Writer: Sendable {
+    let oracle: PrefixOracle
+    private let store: NBDStore
+    private let state = Monitor((stopping: false, done: false, failure: StoreError?.none))
+
+    init(_ oracle: PrefixOracle, to socket: String) throws {
+        self.oracle = oracle
+        store = try NBDStore(.unixSocket(socket, export: ""), connections: 1)
+        try oracle.initialize(store)
+    }
+
+    func start() {
+        BlockingThread.start(stackSize: 4 << 20) { [self] in
+            var failure: StoreError?
+            do throws(StoreError) {
+                try oracle.run(on: store) { state.withLockAndNotify { $0.stopping } }
+            } catch { failure = error }
+            state.withLockAndNotify {
+                $0.done = true
+                $0.failure = failure
+            }
+        }
+    }
+
+    func waitForOperations(_ count: Int) {
+        state.wait { $0.done || oracle.operations.count >= count ? () : nil }
+    }
+
+    /// Has it finish its write, and throws what made it fail, if anything did.
+    func stop() throws {
+        state.withLockAndNotify { $0.stopping = true }
+        let outcome = state.wait { state in state.done ? .some(state.failure) : nil }
+        if let outcome { throw outcome }
+    }
+}
