@@ -26,7 +26,7 @@ struct OperationalNegotiation {
         guard answered.insert(key.key).inserted else {
             throw ProtocolViolation("\(key.key) negotiated twice")
         }
-        return value(for: key).map { TextKey(key.key, $0) }
+        return try value(for: key).map { TextKey(key.key, $0) }
     }
 
     /// What the target declares by itself, at the first answer of the operational stage.
@@ -36,7 +36,7 @@ struct OperationalNegotiation {
         return [TextKey("MaxRecvDataSegmentLength", String(ISCSILimits.receiveDataSegment))]
     }
 
-    private mutating func value(for key: TextKey) -> String? {
+    private mutating func value(for key: TextKey) throws(ProtocolViolation) -> String? {
         switch key.key {
         case "HeaderDigest": return digest(key.value, \.digests.header)
         case "DataDigest": return digest(key.value, \.digests.data)
@@ -53,11 +53,12 @@ struct OperationalNegotiation {
                 return yes
             }
         case "MaxRecvDataSegmentLength":
-            // Declarative: no answer, unless it is out of range.
-            return number(key.value, 512...0xFF_FFFF) { value in
-                parameters.initiatorReceiveSegment = Int(value)
-                return value
-            } == Self.reject ? Self.reject : nil
+            // Declarative: it takes no answer, so one out of range cannot be answered with Reject.
+            guard let length = TextKeys.number(key.value), (512...0xFF_FFFF).contains(length) else {
+                throw ProtocolViolation("MaxRecvDataSegmentLength out of range")
+            }
+            parameters.initiatorReceiveSegment = Int(length)
+            return nil
         case "MaxBurstLength":
             return number(key.value, 512...0xFF_FFFF) { value in
                 parameters.maxBurst = min(Int(value), ISCSILimits.maxBurst)

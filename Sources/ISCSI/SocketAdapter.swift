@@ -142,8 +142,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     /// Tells the device that the nexus is lost, on a thread of its own, since that may block.
     private func endNexus() {
         guard let nexus, let key else { return shared.ended(self) }
-        let end: @Sendable () -> Void = { [self, shared] in
+        let end: @Sendable () -> Void = { [self, shared, pool] in
             shared.device.closeNexus(nexus)
+            // The session has ended when nothing of it runs any more.
+            pool?.waitUntilEnded()
             shared.registry.leave(key, self)
             shared.ended(self)
         }

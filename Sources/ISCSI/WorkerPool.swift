@@ -30,7 +30,7 @@ final class WorkerPool: Sendable {
             return (true, true)
         }
         guard starts, !BlockingThread.start({ [self] in work() }) else { return accepted }
-        return state.withLock { state in
+        return state.withLockAndNotify { state in
             state.threads -= 1
             // Other threads will come to it; without any, the job is taken back.
             if state.threads > 0 { return true }
@@ -42,6 +42,11 @@ final class WorkerPool: Sendable {
     /// The threads end when they are done with what has been submitted.
     func stop() { state.withLockAndNotify { $0.isStopped = true } }
 
+    /// Waits until they have; after ``stop()``.
+    func waitUntilEnded() {
+        _ = state.wait { $0.threads == 0 ? true : nil }
+    }
+
     private func work() {
         while true {
             state.withLock { $0.idle += 1 }
@@ -50,12 +55,17 @@ final class WorkerPool: Sendable {
                     state.idle -= 1
                     return .run(state.jobs.removeFirst())
                 }
-                if state.isStopped { return .stop }
+                if state.isStopped {
+                    state.idle -= 1
+                    return .stop
+                }
                 return nil
             }
             switch next {
             case .run(let job): job()
-            case .stop: return
+            case .stop:
+                state.withLockAndNotify { $0.threads -= 1 }
+                return
             }
         }
     }

@@ -1,0 +1,194 @@
+import Glibc
+import Logging
+import SCSI
+import Testing
+
+@testable import ISCSI
+
+/// A blocking socket to a target, for peers that misbehave.
+final class RawSocket {
+    let handle: Int32
+    private var decoder = PDUDecoder()
+    private var isOpen = true
+
+    init(port: Int) throws {
+        handle = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        var address = sockaddr_in()
+        address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = in_port_t(UInt16(port).bigEndian)
+        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        let size = socklen_t(MemoryLayout<sockaddr_in>.size)
+        let code = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(handle, $0, size) }
+        }
+        try #require(code == 0)
+        decoder.maximumDataSegment = 1 << 20
+    }
+
+    deinit { drop() }
+
+    func drop() {
+        if isOpen { close(handle) }
+        isOpen = false
+    }
+
+    func send(_ pdu: PDU) {
+        let bytes = pdu.encoded()
+        #expect(Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count)
+    }
+
+    /// The next PDU; nil at the end of the connection. Waits at most 20 s, else the test has failed.
+    func receive() throws -> PDU? {
+        var byte: UInt8 = 0
+        while true {
+            var wait = pollfd(fd: handle, events: Int16(POLLIN), revents: 0)
+            try #require(poll(&wait, 1, 20_000) == 1)
+            guard recv(handle, &byte, 1, 0) == 1 else { return nil }
+            let pdu = try withUnsafeBytes(of: &byte) { buffer -> PDU? in
+                var input = buffer
+                return try decoder.next(&input)
+            }
+            if let pdu { return pdu }
+        }
+    }
+
+    func logIn() throws {
+        send(Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull))
+        let response = try #require(try receive())
+        #expect(response.opcode == Opcode.loginResponse && response[half: 36] == 0)
+    }
+}
+
+@Suite(.serialized) struct LifecycleTests {
+    static func start(_ device: MemoryDevice) async throws -> ISCSITarget {
+        try await ISCSITarget.start(
+            device: device,
+            configuration: ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: Peer.name),
+            logger: Logger(label: "test"))
+    }
+
+    static func hang(_ device: MemoryDevice, _ socket: RawSocket, count: Int = 3) {
+        var peer = Peer()
+        for tag in 0..<UInt32(count) {
+            socket.send(peer.command(tag, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
+        }
+        #expect(device.state.wait(nanoseconds: 20_000_000_000) { $0.hanging == count ? true : nil } == true)
+    }
+
+    @Test func aDroppedConnectionAbortsItsCommands() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let socket = try RawSocket(port: target.port)
+        try socket.logIn()
+        Self.hang(device, socket)
+        socket.drop()
+        let ended = device.state.wait(nanoseconds: 20_000_000_000) {
+            $0.hanging == 0 && $0.closed == 1 ? true : nil
+        }
+        #expect(ended == true)
+        await target.shutdown()
+    }
+
+    @Test func reinstatementEndsTheOldSessionFirst() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let old = try RawSocket(port: target.port)
+        try old.logIn()
+        Self.hang(device, old)
+        let new = try RawSocket(port: target.port)
+        try new.logIn()
+        // At the answer the old nexus is closed, and only then was the new one opened.
+        #expect(device.state.withLock { $0.closed == 1 && $0.opened == 2 && $0.openNexuses.count == 1 })
+        #expect(try old.receive() == nil)
+        var peer = Peer()
+        new.send(peer.command(1, [0, 0, 0, 0, 0, 0]))
+        #expect(try new.receive()?.opcode == Opcode.scsiResponse)
+        await target.shutdown()
+        #expect(device.state.withLock { $0.closed == 2 && $0.hanging == 0 })
+    }
+
+    @Test func shutdownTellsTheSessionsAndEndsThem() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let socket = try RawSocket(port: target.port)
+        try socket.logIn()
+        Self.hang(device, socket)
+        await target.shutdown()
+        #expect(device.state.withLock { $0.closed == 1 && $0.hanging == 0 })
+        let message = try #require(try socket.receive())
+        #expect(message.opcode == Opcode.asyncMessage && message[byte: 36] == 1)
+        #expect(try socket.receive() == nil)
+    }
+
+    @Test func aResetReachesOtherSessions() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let victim = try RawSocket(port: target.port)
+        try victim.logIn()
+        Self.hang(device, victim, count: 1)
+        let other = try RawSocket(port: target.port)
+        var login = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
+        login.lun = 0x8000_0099_0000_0000
+        other.send(login)
+        #expect(try other.receive()?[half: 36] == 0)
+        var peer = Peer()
+        other.send(peer.request(Opcode.taskManagementRequest, 9, flags: 0x86, immediate: true))
+        let answer = try #require(try other.receive())
+        #expect(answer.opcode == Opcode.taskManagementResponse && answer[byte: 2] == 0)
+        #expect(device.state.withLock { $0.resets } == [LogicalUnitNumber(rawValue: 0)])
+        #expect(try victim.receive()?[byte: 3] == SCSIStatus.taskAborted.rawValue)
+        await target.shutdown()
+    }
+
+    @Test func aPeerThatDoesNotReadIsHeldBackAndHarmsNobody() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let deaf = try RawSocket(port: target.port)
+        try deaf.logIn()
+        var peer = Peer()
+        // 128 reads of 1 MiB each, of which none is taken.
+        for tag in 0..<UInt32(ISCSILimits.commandsPerSession) {
+            let cdb: [UInt8] = [0x28, 0, 0, 0, 0, 0, 0, 0x08, 0, 0]
+            deaf.send(peer.command(tag, cdb, read: 1 << 20))
+        }
+        let other = try RawSocket(port: target.port)
+        var login = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
+        login.lun = 0x8000_0099_0000_0000
+        other.send(login)
+        #expect(try other.receive()?[half: 36] == 0)
+        var second = Peer()
+        other.send(second.command(1, [0, 0, 0, 0, 0, 0]))
+        #expect(try other.receive()?.opcode == Opcode.scsiResponse)
+        // The budget let only so many be executed.
+        let executed = device.state.withLock { $0.executed }
+        #expect(executed <= (ISCSILimits.sessionDataBytes >> 20) + 16)
+        deaf.drop()
+        await target.shutdown()
+        #expect(device.state.withLock { $0.openNexuses.isEmpty })
+    }
+
+    @Test func connectionsDroppedAtEveryByteOfALogin() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let bytes = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull).encoded()
+        for length in stride(from: 0, through: bytes.count, by: 3) {
+            let descriptor = try RawSocket(port: target.port)
+            descriptor.sendPart(Array(bytes[..<length]))
+            descriptor.drop()
+        }
+        let last = try RawSocket(port: target.port)
+        try last.logIn()
+        await target.shutdown()
+        #expect(device.state.withLock { $0.openNexuses.isEmpty && $0.opened == $0.closed })
+    }
+}
+
+extension RawSocket {
+    func sendPart(_ bytes: [UInt8]) {
+        #expect(bytes.isEmpty || write(bytes) == bytes.count)
+    }
+
+    private func write(_ bytes: [UInt8]) -> Int {
+        Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+}
