@@ -104,8 +104,13 @@ public final class ISCSITarget: Sendable {
             .childChannelInitializer { channel in
                 guard shared.admitConnection() else { return channel.close() }
                 return channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(
-                        ConnectionHandler(channel: channel, shared: shared))
+                    do {
+                        try channel.pipeline.syncOperations.addHandler(
+                            ConnectionHandler(channel: channel, shared: shared))
+                    } catch {
+                        shared.withdrawConnection()
+                        throw error
+                    }
                 }
             }
             .bind(host: configuration.host, port: configuration.port).get()

@@ -28,6 +28,9 @@ final class TargetShared: Sendable {
         return admitted
     }
 
+    /// One that was admitted never came to be.
+    func withdrawConnection() { connections.withLock { $0.count -= 1 } }
+
     func opened(_ handler: ConnectionHandler) {
         connections.withLock { $0.open[ObjectIdentifier(handler)] = handler }
     }
@@ -130,7 +133,12 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         context.close(promise: nil)
     }
 
-    func channelInactive(context: ChannelHandlerContext) {
+    func channelInactive(context: ChannelHandlerContext) { end() }
+
+    /// A connection that is dropped while it is being accepted never becomes active, nor inactive.
+    func handlerRemoved(context: ChannelHandlerContext) { end() }
+
+    private func end() {
         guard !isInactive else { return }
         isInactive = true
         loginTimeout?.cancel()
