@@ -87,7 +87,8 @@ let package = Package(
         tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks", log]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
-        tests("AgentTests", ["Agent", "PhysicalCopy", "HostControl", "SCSI", "Blocks"]),
+        tests(
+            "AgentTests", ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Blocks", log]),
         tests("SystemTests", ["Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
     ],
     swiftLanguageModes: [.v6]

@@ -1,7 +1,7 @@
 import Foundation
 
 /// Name and secret of one-way CHAP (RFC 1994, RFC 7143 §12.1.3).
-public struct CHAPCredentials: Hashable, Sendable {
+public struct InitiatorCredentials: Hashable, Sendable {
     public var name: String
     public var secret: String
 
@@ -49,9 +49,10 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
     public var host: String
     public var port: Int
     public var targetName: String
-    public var credentials: CHAPCredentials?
+    public var credentials: InitiatorCredentials?
 
-    public init(host: String, port: Int = 3260, targetName: String, credentials: CHAPCredentials? = nil) {
+    public init(host: String, port: Int = 3260, targetName: String, credentials: InitiatorCredentials? = nil)
+    {
         self.host = host
         self.port = port
         self.targetName = targetName
@@ -61,7 +62,7 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
     /// Reads the text form. An IPv6 address stands in brackets; a user without a secret gets it from
     /// `credentials`, as does an address without a user.
     /// - Throws: 64.
-    public init(parsing text: String, credentials: CHAPCredentials? = nil) throws(AgentError) {
+    public init(parsing text: String, credentials: InitiatorCredentials? = nil) throws(AgentError) {
         func bad(_ why: String) -> AgentError {
             // The text may hold a secret, so it is not told.
             AgentError(
@@ -76,7 +77,7 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
             rest = rest[rest.index(after: at)...]
             let name = String(user[0])
             if user.count == 2 {
-                self.credentials = CHAPCredentials(name: name, secret: String(user[1]))
+                self.credentials = InitiatorCredentials(name: name, secret: String(user[1]))
             } else if credentials == nil || credentials?.name != name {
                 throw bad("the user \(name) comes without a secret")
             }

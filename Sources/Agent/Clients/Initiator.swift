@@ -66,9 +66,12 @@ public final class Initiator: Sendable {
     ) throws(AgentError) -> Int {
         let subject = "unit \(lun) of \(address)"
         let cdb = command.encoded()
+        guard let address = LogicalUnitNumber(lun) else {
+            throw AgentError(.usage, doing: doing, to: subject, because: "a unit's number is 0 to 16383")
+        }
         var attempt = 0
         while true {
-            let task = InitiatorTask(lun: lun, cdb: cdb, data: data)
+            let task = InitiatorTask(lun: Int32(address.rawValue >> 48), cdb: cdb, data: data)
             switch run(task, patience) {
             case .status(0x00, _, let moved), .status(0x04, _, let moved): return moved
             case .status(let status, let bytes, _):

@@ -31,8 +31,9 @@ final class InitiatorTask: @unchecked Sendable {
     fileprivate var task: UnsafeMutablePointer<scsi_task>?
     fileprivate var isAborting = false
 
-    init(lun: Int, cdb: [UInt8], data: DataPhase) {
-        self.lun = Int32(lun)
+    /// - Parameter lun: as libiscsi takes it: the first two bytes of the eight.
+    init(lun: Int32, cdb: [UInt8], data: DataPhase) {
+        self.lun = lun
         self.cdb = cdb
         self.data = data
     }
@@ -81,7 +82,10 @@ final class InitiatorConnection: @unchecked Sendable {
     private var context: OpaquePointer?
     private var connectStatus: Int32?
     private var loginStatus: Int32?
-    private var inFlight: Set<ObjectIdentifier> = []
+    private var inFlight: [ObjectIdentifier: Flight] = [:]
+    // Whose ABORT TASK is unanswered; and whose answer has come, so that the command can be forgotten.
+    private var aborting: [ObjectIdentifier: Flight] = [:]
+    private var aborted: [Flight] = []
     private var finished: [UnsafeMutablePointer<scsi_task>] = []
 
     init(address: BridgeAddress, initiatorName: String) throws(Loss) {
@@ -166,15 +170,17 @@ extension InitiatorConnection {
             try start()
             loss = try serve()
         } catch { loss = error }
-        // The callbacks of what is in flight come from here.
         let waiting = queue.withLock { queue -> [InitiatorTask] in
             queue.lost = loss
             defer { queue.submitted = [] }
             return queue.submitted
         }
+        // Most of what is in flight hears of it by its callback; not every abort does.
         if let context { iscsi_destroy_context(context) }
         context = nil
-        freeFinished()
+        cleanUp()
+        for flight in Array(inFlight.values) { end(flight.task, .lost(loss)) }
+        aborting = [:]
         for task in waiting { task.complete(.lost(loss)) }
         queue.withLockAndNotify { _ in }
     }
@@ -202,6 +208,9 @@ extension InitiatorConnection {
                 Unmanaged<InitiatorConnection>.fromOpaque(this!).takeUnretainedValue().connectStatus = status
             }, this)
         guard code == 0 else { throw .unreachable(lastError) }
+        // No child of this process shall keep the session alive.
+        let descriptor = iscsi_get_fd(context)
+        if descriptor >= 0 { _ = fcntl(descriptor, F_SETFD, FD_CLOEXEC) }
     }
 
     /// Drives the session until it is lost.
@@ -212,7 +221,7 @@ extension InitiatorConnection {
         while true {
             if let drop = queue.withLock({ $0.drop }) { return drop }
             try pollAndService()
-            freeFinished()
+            cleanUp()
             if let status = connectStatus {
                 connectStatus = nil
                 guard status == 0 else { throw isLoggedIn ? .dropped(lastError) : .unreachable(lastError) }
@@ -227,7 +236,7 @@ extension InitiatorConnection {
             }
             guard isLoggedIn else { continue }
             try startCommands()
-            freeFinished()
+            cleanUp()
             if MonotonicClock.now >= nextNOP {
                 nextNOP = MonotonicClock.now + Self.nopNanoseconds
                 if iscsi_get_nops_in_flight(context) >= ClientLimits.unansweredNOPs {
@@ -291,6 +300,9 @@ extension InitiatorConnection {
             }
         }
         if iscsi_service(context, Int32(entries[1].revents)) < 0 { throw lossNow }
+        // libiscsi would reconnect here; told not to, it keeps quiet about it.
+        let isBroken = entries[1].revents & Int16(POLLERR | POLLHUP) != 0
+        if isBroken, connectStatus == nil, loginStatus == nil { throw lossNow }
     }
 
     /// The connection has ended; in a login libiscsi may have said why.
@@ -311,19 +323,22 @@ extension InitiatorConnection {
             return (queue.submitted, queue.toAbort)
         }
         for task in submitted { start(task, context) }
-        for task in toAbort where inFlight.contains(ObjectIdentifier(task)) && !task.isAborting {
+        for task in toAbort {
+            guard let flight = inFlight[ObjectIdentifier(task)], !task.isAborting else { continue }
             task.isAborting = true
+            aborting[ObjectIdentifier(task)] = flight
             let code = iscsi_task_mgmt_abort_task_async(
                 context, task.task,
                 { _, _, _, reference in
-                    let task = Unmanaged<InitiatorTask>.fromOpaque(reference!).takeRetainedValue()
-                    task.complete(.aborted)
-                }, Unmanaged.passRetained(task).toOpaque())
+                    let flight = Unmanaged<Flight>.fromOpaque(reference!).takeUnretainedValue()
+                    flight.connection.aborting[ObjectIdentifier(flight.task)] = nil
+                    flight.connection.aborted.append(flight)
+                }, Unmanaged.passUnretained(flight).toOpaque())
             guard code == 0 else { throw .dropped(lastError) }
         }
     }
 
-    /// What a command's callback gets: who owns it and which command.
+    /// What a command's callback gets: who owns it and which command. `inFlight` keeps it.
     private final class Flight {
         let connection: InitiatorConnection
         let task: InitiatorTask
@@ -331,6 +346,11 @@ extension InitiatorConnection {
             self.connection = connection
             self.task = task
         }
+    }
+
+    private func end(_ task: InitiatorTask, _ completion: InitiatorTask.Completion) {
+        inFlight[ObjectIdentifier(task)] = nil
+        task.complete(completion)
     }
 
     private func start(_ task: InitiatorTask, _ context: OpaquePointer) {
@@ -356,35 +376,32 @@ extension InitiatorConnection {
                 command, Int32(buffer.count),
                 UnsafeMutablePointer(mutating: buffer.baseAddress?.assumingMemoryBound(to: UInt8.self)))
         }
-        let flight = Unmanaged.passRetained(Flight(self, task))
-        inFlight.insert(ObjectIdentifier(task))
+        let flight = Flight(self, task)
+        inFlight[ObjectIdentifier(task)] = flight
         if code == 0 {
             code = iscsi_scsi_command_async(
                 context, task.lun, command,
                 { _, status, _, reference in
-                    let flight = Unmanaged<Flight>.fromOpaque(reference!).takeRetainedValue()
+                    let flight = Unmanaged<Flight>.fromOpaque(reference!).takeUnretainedValue()
                     flight.connection.finish(flight.task, status)
-                }, nil, flight.toOpaque())
+                }, nil, Unmanaged.passUnretained(flight).toOpaque())
         }
         if code != 0 {
-            flight.release()
-            inFlight.remove(ObjectIdentifier(task))
             scsi_free_scsi_task(command)
-            task.complete(.lost(.dropped(lastError)))
+            end(task, .lost(.dropped(lastError)))
         }
     }
 
     private func finish(_ task: InitiatorTask, _ status: Int32) {
-        inFlight.remove(ObjectIdentifier(task))
         guard let command = task.task else { preconditionFailure("a command that was never sent") }
         task.task = nil
         // libiscsi may still look at it until it returns from its service.
         finished.append(command)
         guard let samStatus = UInt8(exactly: status) else {
-            // libiscsi's own: cancelled, an error, a time-out. The target's answer to the abort completes it.
+            // libiscsi's own: cancelled, an error, a time-out; or an abort, which its answer completes.
             if task.isAborting { return }
             let loss = queue.withLock { $0.lost ?? $0.drop }
-            return task.complete(.lost(loss ?? .dropped("the connection was closed")))
+            return end(task, .lost(loss ?? .dropped("the connection was closed")))
         }
         var sense: [UInt8] = []
         let datain = command.pointee.datain
@@ -397,10 +414,17 @@ extension InitiatorConnection {
         if command.pointee.residual_status == SCSI_RESIDUAL_UNDERFLOW {
             moved = max(0, moved - Int(clamping: command.pointee.residual))
         }
-        task.complete(.status(samStatus, sense: sense, moved: moved))
+        end(task, .status(samStatus, sense: sense, moved: moved))
     }
 
-    private func freeFinished() {
+    /// What may not be done in libiscsi's callbacks.
+    private func cleanUp() {
+        for flight in aborted where inFlight[ObjectIdentifier(flight.task)] != nil {
+            // A target that aborted a command says nothing more of it, so libiscsi would wait for ever.
+            if let context, let command = flight.task.task { iscsi_scsi_cancel_task(context, command) }
+            end(flight.task, .aborted)
+        }
+        aborted = []
         for task in finished { scsi_free_scsi_task(task) }
         finished = []
     }

@@ -101,8 +101,8 @@ public final class NBDStore: BlockStore {
     deinit {
         pool.withLock { pool in
             for handle in pool.idle {
-                // A polite end; a server that does not hear it has gone.
-                _ = nbd_shutdown(handle.pointer, 0)
+                // A polite end, not waited for; a server that does not hear it has gone.
+                _ = nbd_aio_disconnect(handle.pointer, 0)
                 nbd_close(handle.pointer)
             }
             pool.idle = []

@@ -1,0 +1,237 @@
+import Blocks
+import Foundation
+import Glibc
+import HostControl
+import Testing
+
+@testable import Agent
+
+/// A unix socket whose connections are served by a closure, one thread each.
+final class UnixServer: Sendable {
+    let path: String
+    private let directory: String
+    private let descriptor: Int32
+
+    init(_ serve: @escaping @Sendable (Int32) -> Void) throws {
+        directory = NSTemporaryDirectory() + "outboard-" + UUID().uuidString
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
+        let path = directory + "/control"
+        self.path = path
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
+        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        descriptor = listener
+        let bound = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        guard bound == 0, listen(listener, 16) == 0 else { throw POSIXError(.EIO) }
+        BlockingThread.start {
+            while true {
+                let connection = accept(listener, nil, nil)
+                guard connection >= 0 else { return }
+                BlockingThread.start {
+                    serve(connection)
+                    close(connection)
+                }
+            }
+        }
+    }
+
+    deinit {
+        // Wakes the thread in accept, which the descriptor's end alone does not.
+        shutdown(descriptor, Int32(SHUT_RDWR))
+        close(descriptor)
+        // Only litter would remain.
+        try? FileManager.default.removeItem(atPath: directory)
+    }
+
+    static func readLine(_ descriptor: Int32) -> String? {
+        var line: [UInt8] = []
+        var byte: UInt8 = 0
+        while recv(descriptor, &byte, 1, 0) == 1 {
+            if byte == UInt8(ascii: "\n") { return String(decoding: line, as: UTF8.self) }
+            line.append(byte)
+        }
+        return nil
+    }
+
+    static func send(_ descriptor: Int32, _ text: String) {
+        let bytes = Array(text.utf8)
+        var sent = 0
+        while sent < bytes.count {
+            let count = bytes.withUnsafeBytes {
+                Glibc.send(descriptor, $0.baseAddress! + sent, bytes.count - sent, Int32(MSG_NOSIGNAL))
+            }
+            guard count > 0 else { return }
+            sent += count
+        }
+    }
+
+    /// Answers each request with what the closure makes of its head.
+    static func answering(
+        _ answer: @escaping @Sendable (ControlRequestHead) -> String
+    ) -> @Sendable (Int32) -> Void {
+        { connection in
+            while let line = readLine(connection),
+                let head = try? JSONDecoder().decode(ControlRequestHead.self, from: Data(line.utf8))
+            {
+                send(connection, answer(head) + "\n")
+            }
+        }
+    }
+}
+
+@Suite struct HostClientTests {
+    private func failure(_ body: () throws(AgentError) -> Void) -> AgentError? {
+        do throws(AgentError) {
+            try body()
+            return nil
+        } catch { return error }
+    }
+
+    @Test func callsAreAnswered() throws {
+        let server = try UnixServer(
+            UnixServer.answering { head in
+                switch head.method {
+                case "volume.thaw": #"{"jsonrpc":"2.0","id":\#(head.id!),"result":{"wasFrozen":true}}"#
+                default: #"{"jsonrpc":"2.0","id":\#(head.id!),"result":{}}"#
+                }
+            })
+        let client = try HostClient(path: server.path)
+        #expect(try client.call(VolumeThawMethod.self, Empty()).wasFrozen)
+        _ = try client.call(VolumeFreezeMethod.self, .init(timeout: 3))
+        #expect(try client.call(VolumeThawMethod.self, Empty()).wasFrozen)
+    }
+
+    @Test func threadsTakeTurns() throws {
+        // The server answers with the request's number in a marker: a mixed-up answer would show.
+        let server = try UnixServer(
+            UnixServer.answering { head in
+                #"{"jsonrpc":"2.0","id":\#(head.id!),"result":"#
+                    + #"{"position":\#(head.id! * 4096),"sequence":1,"entries":2}}"#
+            })
+        let client = try HostClient(path: server.path)
+        let results = Monitor<[UInt64]>([])
+        for _ in 0..<4 {
+            BlockingThread.start {
+                for _ in 0..<25 {
+                    let marker = try? client.call(SnapshotMarkMethod.self, .init(epoch: "e"))
+                    results.withLockAndNotify { $0.append(marker?.position ?? 0) }
+                }
+            }
+        }
+        let positions = results.wait { $0.count == 100 ? $0 : nil }
+        #expect(Set(positions) == Set((1...100).map { UInt64($0) * 4096 }))
+    }
+
+    @Test(arguments: [
+        (ControlError.Code.epochVoid, AgentError.ExitStatus.tryAgain), (.epochOpen, .tryAgain),
+        (.cacheRetained, .tryAgain), (.noSuchEpoch, .tryAgain), (.io, .io), (.notPermitted, .notPermitted),
+        (.methodNotFound, .software),
+    ])
+    func refusalsKeepTheirMeaning(_ code: ControlError.Code, _ status: AgentError.ExitStatus) throws {
+        let server = try UnixServer(
+            UnixServer.answering { head in
+                #"{"jsonrpc":"2.0","id":\#(head.id!),"error":{"code":\#(code.rawValue),"message":"so it is"}}"#
+            })
+        let client = try HostClient(path: server.path)
+        for _ in 0..<2 {
+            let error = try #require(
+                failure { () throws(AgentError) in
+                    _ = try client.call(SnapshotBeginMethod.self, Empty())
+                })
+            #expect(error.status == status)
+            #expect(error.cause == .control(code))
+            #expect(error.description.contains("so it is") && error.description.contains(server.path))
+        }
+    }
+
+    @Test func unknownRefusalIsTold() throws {
+        let server = try UnixServer(
+            UnixServer.answering { #"{"id":\#($0.id!),"error":{"code":-31000,"message":"of tomorrow"}}"# })
+        let client = try HostClient(path: server.path)
+        let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
+        #expect(error?.status == .software && error?.reason == "of tomorrow")
+    }
+
+    @Test func absentAndForeignSockets() throws {
+        let missing = failure { () throws(AgentError) in _ = try HostClient(path: "/nonexistent/control") }
+        #expect(missing?.status == .unavailable && missing?.advice != nil)
+        let long = failure { () throws(AgentError) in
+            _ = try HostClient(path: String(repeating: "x", count: 108))
+        }
+        #expect(long?.status == .usage)
+        // A socket that nobody serves any more.
+        let server = try UnixServer { _ in }
+        let stale = server.path + ".stale"
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(stale.utf8)) }
+        let bound = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        close(descriptor)
+        #expect(bound == 0)
+        let refused = failure { () throws(AgentError) in _ = try HostClient(path: stale) }
+        #expect(refused?.status == .unavailable && refused?.reason == "nobody serves the socket")
+    }
+
+    @Test(arguments: ["nonsense\n", "{}\n", #"{"id":77,"result":{"wasFrozen":true}}"# + "\n", ""])
+    func foreignAnswersEndTheConnection(_ answer: String) throws {
+        let server = try UnixServer { connection in
+            _ = UnixServer.readLine(connection)
+            UnixServer.send(connection, answer)
+        }
+        let client = try HostClient(path: server.path)
+        for _ in 0..<2 {
+            let error = failure { () throws(AgentError) in
+                _ = try client.call(VolumeThawMethod.self, Empty())
+            }
+            #expect(error?.status == .unavailable, "\(answer)")
+        }
+    }
+
+    @Test func oversizedLine() throws {
+        let server = try UnixServer { connection in
+            _ = UnixServer.readLine(connection)
+            UnixServer.send(connection, String(repeating: "x", count: HostControl.Limits.lineBytes))
+            _ = UnixServer.readLine(connection)
+        }
+        let client = try HostClient(path: server.path)
+        let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
+        #expect(error?.status == .unavailable && error?.reason.contains("longer") == true)
+    }
+
+    @Test func silence() throws {
+        let server = try UnixServer { connection in
+            while UnixServer.readLine(connection) != nil {}
+        }
+        let client = try HostClient(path: server.path)
+        let error = failure { () throws(AgentError) in
+            _ = try client.call(VolumeThawMethod.self, Empty(), timeout: 0.05)
+        }
+        #expect(error?.status == .unavailable && error?.cause == .timedOut)
+        // The late answer of a call must not become the next one's: the connection is over.
+        let next = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
+        #expect(next?.cause == .timedOut)
+    }
+
+    @Test func closingIsSeenByTheHost() throws {
+        let ended = Monitor(false)
+        let server = try UnixServer { connection in
+            while UnixServer.readLine(connection) != nil {}
+            ended.withLockAndNotify { $0 = true }
+        }
+        let client = try HostClient(path: server.path)
+        client.close()
+        #expect(ended.wait { $0 ? true : nil })
+        let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
+        #expect(error?.cause == .disconnected)
+    }
+}
