@@ -48,7 +48,7 @@ struct ControlDispatcher: Sendable {
             }
         case VolumeFreezeMethod.name:
             return try run(VolumeFreezeMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.freeze(timeout: parameters.timeout)
+                try volume.freeze(timeout: parameters.timeout, renew: parameters.renew ?? false)
                 return Empty()
             }
         case VolumeThawMethod.name:

@@ -39,32 +39,53 @@ extension CopyOnWriteVolume {
 
     /// Closes the gate, waits for the writes in flight and flushes the source. Writes wait at the gate until
     /// ``thaw()`` or until `timeout` seconds have passed since the call.
-    public func freeze(timeout: Double) throws(ControlError) {
+    /// - Parameter renew: the volume is frozen already; only the time-out begins anew.
+    public func freeze(timeout: Double, renew: Bool = false) throws(ControlError) {
         guard timeout > 0, timeout <= Limits.freezeSeconds else {
             throw ControlError(
                 .invalidParameters, "timeout must be more than 0 and at most \(Limits.freezeSeconds) seconds")
         }
+        let patience = UInt64(timeout * 1e9)
         try inTurn { () throws(ControlError) in
+            let called = MonotonicClock.now
+            if renew {
+                let token = control.withLockAndNotify { state -> UInt64? in
+                    guard state.freeze != nil else { return nil }
+                    state.freezes += 1
+                    state.freeze?.token = state.freezes
+                    return state.freezes
+                }
+                guard let token else {
+                    throw ControlError(.invalidRequest, "the volume is not frozen (any more)")
+                }
+                try startFreezeTimer(token, since: called, patience)
+                return
+            }
             guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
-            let since = MonotonicClock.now
-            let patience = UInt64(timeout * 1e9)
             try closeGateAndFlush(patience: patience)
             let token = control.withLock { state in
                 state.freezes += 1
-                state.freeze = ControlState.Freeze(token: state.freezes, since: since)
+                state.freeze = ControlState.Freeze(token: state.freezes, since: called)
                 return state.freezes
             }
-            let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
-                let spent = MonotonicClock.now &- since
-                let thawed: Void? = control.wait(nanoseconds: patience - min(spent, patience)) { state in
-                    state.freeze?.token == token ? nil : ()
-                }
-                if thawed == nil { _ = thaw(onlyIf: token) }
+            try startFreezeTimer(token, since: called, patience)
+        }
+    }
+
+    /// Thaws when the time is over, unless that freeze was thawed or renewed before.
+    private func startFreezeTimer(
+        _ token: UInt64, since: UInt64, _ patience: UInt64
+    ) throws(ControlError) {
+        let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
+            let spent = MonotonicClock.now &- since
+            let over: Void? = control.wait(nanoseconds: patience - min(spent, patience)) { state in
+                state.freeze?.token == token ? nil : ()
             }
-            guard timer else {
-                _ = thaw()
-                throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
-            }
+            if over == nil { _ = thaw(onlyIf: token) }
+        }
+        guard timer else {
+            _ = thaw()
+            throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
         }
     }
 

@@ -35,7 +35,12 @@ public enum VolumeFreezeMethod: ControlMethod {
     public struct Parameters: Codable, Hashable, Sendable {
         /// Seconds until the volume thaws by itself, more than 0, at most ``Limits/freezeSeconds``.
         public var timeout: Double
-        public init(timeout: Double) { self.timeout = timeout }
+        /// The volume is frozen already, and this only begins the time-out anew; refused when it is not.
+        public var renew: Bool?
+        public init(timeout: Double, renew: Bool? = nil) {
+            self.timeout = timeout
+            self.renew = renew
+        }
     }
     public typealias Result = Empty
 }

@@ -1,0 +1,242 @@
+import Blocks
+import Glibc
+
+/// A private bridge: the same program as a child, on an ephemeral loopback port, with credentials that only it and we
+/// know. It ends when its standard input closes: with us, however we end.
+public final class BridgeProcess: BridgeConnection, Sendable {
+    private let initiator: Initiator
+    private let child: Child
+    public var copier: any ThirdPartyCopier { initiator }
+
+    /// Starts it and logs in.
+    /// - Parameter executable: started as `EXECUTABLE bridge --private --portal 127.0.0.1:0 --chap-file FILE
+    ///   --unit N=PATH[,ro]…`. It prints `ready HOST:PORT TARGET` on its standard output when it serves.
+    /// - Throws: what the child ended with, with its message; 69 when it does not get ready in time.
+    public init(
+        executable: String, units: [PrivateUnit], cancellation: CancellationToken
+    ) throws(AgentError) {
+        let credentials = (name: "agent-\(Self.random(4))", secret: Self.random(16))
+        let child = try Child(executable: executable, units: units, credentials: credentials)
+        do throws(AgentError) {
+            var address = try child.waitUntilReady(cancellation)
+            address.credentials = .init(name: credentials.name, secret: credentials.secret)
+            initiator = try Initiator(address) { cancellation.isCancelled }
+        } catch {
+            child.stop()
+            throw error
+        }
+        self.child = child
+    }
+
+    deinit { end() }
+
+    public func end() {
+        initiator.close()
+        child.stop()
+    }
+
+    /// Hexadecimal digits for `count` random bytes.
+    private static func random(_ count: Int) -> String {
+        var generator = SystemRandomNumberGenerator()
+        return (0..<count).map { _ in
+            let text = String(UInt8.random(in: 0...255, using: &generator), radix: 16)
+            return text.count == 1 ? "0" + text : text
+        }.joined()
+    }
+}
+
+/// The child process.
+private final class Child: Sendable {
+    private struct State {
+        var process: pid_t
+        /// Our end of its standard input; closing it ends the child.
+        var input: Int32
+    }
+    private let state: Monitor<State>
+    private let output: Int32
+    /// What it says on standard error.
+    private let messages: Int32
+    private static let doing = "starting the private bridge"
+
+    init(executable: String, units: [PrivateUnit], credentials: (name: String, secret: String))
+        throws(AgentError)
+    {
+        let directory = try Self.privateDirectory()
+        // Removed when the child has read it: it reads before it says that it is ready.
+        secrets = directory
+        do throws(AgentError) {
+            try Self.write(
+                "\(credentials.name) \(credentials.secret)\n", to: directory + "/chap")
+            messages = open(directory + "/messages", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+            guard messages >= 0 else { throw AgentError.system(errno, doing: Self.doing, to: executable) }
+            var arguments = [
+                executable, "bridge", "--private", "--portal", "127.0.0.1:0", "--chap-file",
+                directory + "/chap",
+            ]
+            for unit in units {
+                arguments += ["--unit", "\(unit.number)=\(unit.path)\(unit.isReadOnly ? ",ro" : "")"]
+            }
+            let (process, input, output) = try Self.spawn(executable, arguments, messages)
+            self.output = output
+            state = Monitor(State(process: process, input: input))
+        } catch {
+            Self.removeSecrets(directory)
+            throw error
+        }
+    }
+    private let secrets: String
+
+    deinit {
+        stop()
+        close(output)
+        close(messages)
+    }
+
+    private static func privateDirectory() throws(AgentError) -> String {
+        let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
+        var template = Array("\(base)/outboard-bridge-XXXXXX".utf8CString)
+        guard let made = mkdtemp(&template) else { throw AgentError.system(errno, doing: doing, to: base) }
+        return String(cString: made)
+    }
+
+    private static func write(_ text: String, to path: String) throws(AgentError) {
+        let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else { throw AgentError.system(errno, doing: doing, to: path) }
+        defer { close(descriptor) }
+        let bytes = Array(text.utf8)
+        guard Glibc.write(descriptor, bytes, bytes.count) == bytes.count else {
+            throw AgentError.system(errno, doing: doing, to: path)
+        }
+    }
+
+    private static func removeSecrets(_ directory: String) {
+        unlink(directory + "/chap")
+        unlink(directory + "/messages")
+        rmdir(directory)
+    }
+
+    private static func spawn(
+        _ executable: String, _ arguments: [String], _ messages: Int32
+    ) throws(AgentError) -> (pid_t, input: Int32, output: Int32) {
+        var input: [Int32] = [-1, -1]
+        var output: [Int32] = [-1, -1]
+        guard makePipe(&input) else {
+            throw AgentError.system(errno, doing: doing, to: executable)
+        }
+        guard makePipe(&output) else {
+            let number = errno
+            for descriptor in input { close(descriptor) }
+            throw AgentError.system(number, doing: doing, to: executable)
+        }
+        var actions = posix_spawn_file_actions_t()
+        posix_spawn_file_actions_init(&actions)
+        defer { posix_spawn_file_actions_destroy(&actions) }
+        posix_spawn_file_actions_adddup2(&actions, input[0], STDIN_FILENO)
+        posix_spawn_file_actions_adddup2(&actions, output[1], STDOUT_FILENO)
+        posix_spawn_file_actions_adddup2(&actions, messages, STDERR_FILENO)
+        var attributes = posix_spawnattr_t()
+        posix_spawnattr_init(&attributes)
+        defer { posix_spawnattr_destroy(&attributes) }
+        // A group of its own: the terminal's Ctrl-C is for the agent, which then ends the bridge in order.
+        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
+        let strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
+        defer { for string in strings { free(string) } }
+        var process = pid_t()
+        let code = posix_spawn(&process, executable, &actions, &attributes, strings, environ)
+        close(input[0])
+        close(output[1])
+        guard code == 0 else {
+            close(input[1])
+            close(output[0])
+            throw AgentError.system(code, doing: doing, to: executable)
+        }
+        return (process, input[1], output[0])
+    }
+
+    /// A pipe whose ends no other child inherits.
+    private static func makePipe(_ ends: inout [Int32]) -> Bool {
+        guard pipe(&ends) == 0 else { return false }
+        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
+        return true
+    }
+
+    /// - Returns: where it serves, from its ready line.
+    func waitUntilReady(_ cancellation: CancellationToken) throws(AgentError) -> BridgeAddress {
+        defer { Self.removeSecrets(secrets) }
+        let deadline = MonotonicClock.now &+ UInt64(AgentLimits.bridgeStartSeconds * 1e9)
+        var line: [UInt8] = []
+        while !line.contains(UInt8(ascii: "\n")) {
+            try cancellation.check()
+            guard MonotonicClock.now < deadline, line.count < AgentLimits.bridgeMessageBytes else {
+                throw AgentError(
+                    .unavailable, doing: Self.doing, to: "", because: "it did not get ready. \(said())")
+            }
+            var poll = pollfd(fd: output, events: Int16(POLLIN), revents: 0)
+            guard Glibc.poll(&poll, 1, 100) > 0 else { continue }
+            var buffer = [UInt8](repeating: 0, count: 512)
+            let count = read(output, &buffer, buffer.count)
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else { throw ended() }
+            line += buffer[..<count]
+        }
+        let words = String(decoding: line.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
+            .split(separator: " ")
+        guard words.count >= 3, words[0] == "ready", let colon = words[1].lastIndex(of: ":"),
+            let port = Int(words[1][words[1].index(after: colon)...]), (1...65_535).contains(port)
+        else {
+            throw AgentError(
+                .software, doing: Self.doing, to: "", because: "it said something else than `ready`")
+        }
+        return BridgeAddress(
+            host: String(words[1][..<colon]), port: port, targetName: String(words[2]))
+    }
+
+    /// It ended before it was ready: its exit status is ours, and what it said is the reason.
+    private func ended() -> AgentError {
+        let status = reap(seconds: AgentLimits.bridgeStopSeconds)
+        let code = status.flatMap { $0 & 0x7F == 0 ? AgentError.ExitStatus(rawValue: $0 >> 8 & 0xFF) : nil }
+        return AgentError(code ?? .software, doing: Self.doing, to: "", because: said())
+    }
+
+    /// The end of what it has said on standard error.
+    private func said() -> String {
+        let size = lseek(messages, 0, SEEK_END)
+        let count = min(Int(size), AgentLimits.bridgeMessageBytes)
+        guard count > 0 else { return "it said nothing" }
+        var bytes = [UInt8](repeating: 0, count: count)
+        let got = pread(messages, &bytes, count, Int(size) - count)
+        return String(decoding: bytes.prefix(max(0, got)), as: UTF8.self)
+            .split(separator: "\n").joined(separator: "; ")
+    }
+
+    /// Closes its standard input and waits for its end; kills it when it does not come.
+    func stop() {
+        let process = state.withLock { state -> pid_t in
+            if state.input >= 0 { close(state.input) }
+            state.input = -1
+            return state.process
+        }
+        guard process > 0 else { return }
+        if reap(seconds: AgentLimits.bridgeStopSeconds) == nil {
+            kill(process, SIGKILL)
+            _ = reap(seconds: AgentLimits.bridgeStopSeconds)
+        }
+    }
+
+    /// - Returns: its wait status; nil while it runs.
+    private func reap(seconds: Double) -> Int32? {
+        let deadline = MonotonicClock.now &+ UInt64(seconds * 1e9)
+        let process = state.withLock { $0.process }
+        guard process > 0 else { return 0 }
+        while true {
+            var status: Int32 = 0
+            let found = waitpid(process, &status, WNOHANG)
+            if found == process || found < 0 && errno == ECHILD {
+                state.withLock { $0.process = -1 }
+                return status
+            }
+            guard MonotonicClock.now < deadline else { return nil }
+            usleep(5_000)
+        }
+    }
+}

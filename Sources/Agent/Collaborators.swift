@@ -1,0 +1,170 @@
+import Blocks
+import HostControl
+import PhysicalCopy
+import SCSI
+
+/// A line to one host's control socket; ``HostClient`` is it, tests record.
+public protocol HostLine: AnyObject, Sendable {
+    /// The control socket's path.
+    var path: String { get }
+    func call<M: ControlMethod>(
+        _ method: M.Type, _ parameters: M.Parameters, timeout: Double
+    ) throws(AgentError) -> M.Result
+    /// An epoch begun on it is held by nobody afterwards.
+    func close()
+}
+
+extension HostClient: HostLine {}
+
+extension HostLine {
+    func call<M: ControlMethod>(_ method: M.Type, _ parameters: M.Parameters) throws(AgentError) -> M.Result {
+        try call(method, parameters, timeout: ClientLimits.hostAnswerSeconds)
+    }
+    func status() throws(AgentError) -> VolumeStatus { try call(VolumeStatusMethod.self, Empty()) }
+}
+
+/// What a sequence asks of a bridge: ``Initiator`` is it, tests record.
+public protocol ThirdPartyCopier: AnyObject, Sendable {
+    /// What it is called in messages.
+    var name: String { get }
+    func unit(_ number: Int) throws(AgentError) -> UnitDescription
+    /// The copy manager's limits, as that unit tells them.
+    func planLimits(of unit: UnitDescription) throws(AgentError) -> PlanLimits
+    /// Executes one EXTENDED COPY to its end.
+    func copy(
+        to unit: UnitDescription, _ list: CopyParameterList, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError)
+    /// Bytes that a running copy has written, as far as the copy manager knows it.
+    func copiedBytes(of listIdentifier: UInt8, at unit: UnitDescription) -> UInt64?
+    /// The unit's blocks as a store; flushed by SYNCHRONIZE CACHE, zeroed by WRITE SAME.
+    func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore
+    /// Ends the session; commands in flight are aborted by the target.
+    func close()
+}
+
+extension Initiator: ThirdPartyCopier {
+    public var name: String { "\(address)" }
+
+    public func unit(_ number: Int) throws(AgentError) -> UnitDescription { try describe(lun: number) }
+
+    public func planLimits(of unit: UnitDescription) throws(AgentError) -> PlanLimits {
+        PlanLimits(try copyOperatingParameters(lun: unit.number))
+    }
+
+    public func copy(
+        to unit: UnitDescription, _ list: CopyParameterList, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError) {
+        try extendedCopy(lun: unit.number, list, patience: .unlimited(isCancelled: isCancelled))
+    }
+
+    public func copiedBytes(of listIdentifier: UInt8, at unit: UnitDescription) -> UInt64? {
+        // A list that has ended meanwhile is not known any more: no progress is told, and that is no failure.
+        try? copyStatus(lun: unit.number, listIdentifier: listIdentifier).transferredBytes
+    }
+
+    public func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
+        try ISCSIStore(self, lun: unit.number)
+    }
+}
+
+/// A unit that a private bridge shall have.
+public struct PrivateUnit: Hashable, Sendable {
+    public var number: Int
+    public var path: String
+    public var isReadOnly: Bool
+
+    public init(_ number: Int, _ path: String, isReadOnly: Bool) {
+        self.number = number
+        self.path = path
+        self.isReadOnly = isReadOnly
+    }
+}
+
+/// A bridge that was reached: the session, and whether it is ours to end.
+public protocol BridgeConnection: AnyObject, Sendable {
+    var copier: any ThirdPartyCopier { get }
+    /// Ends the session, and a private bridge with it, so that its files are closed.
+    func end()
+}
+
+/// What the sequences need of the world. The command line fills it: the agent opens no files by itself.
+public struct Collaborators: Sendable {
+    /// Opens a file or device of this machine. The flag: it will be written.
+    public var openStore: @Sendable (String, Bool) throws(AgentError) -> any BlockStore
+    public var connectHost: @Sendable (String) throws(AgentError) -> any HostLine
+    /// The logical snapshot that a host with that status serves while an epoch is open.
+    public var openSnapshot: @Sendable (VolumeStatus) throws(AgentError) -> any BlockStore
+    public var startPrivateBridge:
+        @Sendable ([PrivateUnit], CancellationToken) throws(AgentError) -> any BridgeConnection
+    public var connectBridge:
+        @Sendable (BridgeAddress, CancellationToken) throws(AgentError) -> any BridgeConnection
+    /// FIFREEZE and FITHAW of a mount point.
+    public var freezeFileSystem: @Sendable (String) throws(AgentError) -> Void
+    public var thawFileSystem: @Sendable (String) throws(AgentError) -> Void
+    /// Runs a command by the shell. Throws unless it ends with status 0.
+    public var runCommand: @Sendable (String) throws(AgentError) -> Void
+    /// Nanoseconds since 1970.
+    public var realTime: @Sendable () -> Int64
+
+    /// The real ones.
+    /// - Parameters:
+    ///   - executable: the program whose command `bridge` a private bridge is.
+    ///   - openStore: see ``openStore``.
+    public init(
+        executable: String,
+        openStore: @escaping @Sendable (String, Bool) throws(AgentError) -> any BlockStore
+    ) {
+        self.openStore = openStore
+        connectHost = { path throws(AgentError) in try HostClient(path: path) }
+        openSnapshot = { status throws(AgentError) in
+            try NBDStore(.unixSocket(status.socket, export: "snapshot"))
+        }
+        startPrivateBridge = { units, cancellation throws(AgentError) in
+            try BridgeProcess(executable: executable, units: units, cancellation: cancellation)
+        }
+        connectBridge = { address, cancellation throws(AgentError) in
+            try StandingBridge(address, cancellation: cancellation)
+        }
+        freezeFileSystem = { path throws(AgentError) in try FileSystemFreeze.freeze(path) }
+        thawFileSystem = { path throws(AgentError) in try FileSystemFreeze.thaw(path) }
+        runCommand = { command throws(AgentError) in try ShellCommand.run(command) }
+        realTime = { ShellCommand.realTime() }
+    }
+}
+
+/// A session with a bridge that somebody else runs.
+final class StandingBridge: BridgeConnection {
+    private let initiator: Initiator
+    var copier: any ThirdPartyCopier { initiator }
+
+    init(_ address: BridgeAddress, cancellation: CancellationToken) throws(AgentError) {
+        initiator = try Initiator(address) { cancellation.isCancelled }
+    }
+
+    func end() { initiator.close() }
+}
+
+/// Something that a sequence reports while it runs.
+public struct SequenceProgress: Hashable, Sendable {
+    /// What is being done, for people: `copying`.
+    public var phase: String
+    /// Bytes done and in all; 0 in all: not known.
+    public var done: UInt64
+    public var total: UInt64
+    /// How full the original image cache is, 0 to 1, where there is one.
+    public var cacheFill: Double?
+
+    public init(phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil) {
+        self.phase = phase
+        self.done = done
+        self.total = total
+        self.cacheFill = cacheFill
+    }
+}
+
+/// Where a sequence tells how far it is. Called on any thread.
+public protocol SequenceObserver: AnyObject, Sendable {
+    func progress(_ progress: SequenceProgress)
+    /// Something that people should know though nothing failed.
+    func notice(_ text: String)
+}

@@ -1,0 +1,108 @@
+import Blocks
+import Foundation
+import Glibc
+import HostControl
+import OriginalImage
+import PhysicalCopy
+
+/// One volume on its way through a copy sequence.
+final class CopyMember {
+    let line: any HostLine
+    /// As found at the beginning.
+    let status: VolumeStatus
+    let draft: CopyDraft
+    /// Set while an epoch of ours is to be ended or released.
+    var epoch: EpochStatus?
+    /// The last epoch that was ours; for the manifest.
+    var instituted: EpochStatus?
+    var bridge: (any BridgeConnection)?
+    var source: UnitDescription?
+    var cache: UnitDescription?
+    var copy: UnitDescription?
+    var marker: LogPosition?
+    var copySeconds = 0.0
+
+    init(line: any HostLine, status: VolumeStatus, draft: CopyDraft) {
+        self.line = line
+        self.status = status
+        self.draft = draft
+    }
+
+    /// Where the log is put in append mode, bytes.
+    var logBase: UInt64 { status.size.roundedUp(to: CopyLimits.portionAlignment) }
+
+    /// Bytes that the data file must be able to hold while it is made.
+    func workingSize(_ mode: Manifest.Mode) -> UInt64 {
+        mode == .append ? logBase + status.cacheCapacity : status.size
+    }
+
+    /// What the unit `data.img` is made into, sparse, before the bridge opens it.
+    func makeDataFile(_ mode: Manifest.Mode) throws(AgentError) {
+        let path = draft.path(of: "data.img")
+        let doing = "making"
+        let available = try onCopy { () throws(CopyError) in try draft.availableSpace() }
+        guard available >= status.size else {
+            throw AgentError(
+                .cannotCreate, doing: doing, to: path,
+                because: "its file system has \(ByteCount(available).rounded) left and the volume takes "
+                    + ByteCount(status.size).rounded,
+                advice: "free some space there, or choose another place")
+        }
+        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else {
+            throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
+        }
+        defer { close(descriptor) }
+        guard ftruncate(descriptor, Int(workingSize(mode))) == 0 else {
+            throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
+        }
+    }
+
+    /// Cuts `data.img` to what it holds.
+    func cutDataFile(to size: UInt64) throws(AgentError) {
+        let path = draft.path(of: "data.img")
+        guard truncate(path, Int(size)) == 0 else {
+            throw AgentError.system(errno, doing: "cutting", to: path)
+        }
+    }
+
+    /// Asks whether the epoch is still whole.
+    /// - Returns: how full the cache is, 0 to 1.
+    func checkEpoch() throws(AgentError) -> Double {
+        let now = try line.status()
+        guard let epoch = instituted else { return 0 }
+        guard let current = now.epoch, current.uuid == epoch.uuid else {
+            throw AgentError(
+                .tryAgain, doing: "copying", to: status.source,
+                because: "the host does not know the copy's epoch any more; was it started anew?",
+                advice: "the copy was abandoned; run it again")
+        }
+        guard current.state != .void else {
+            throw AgentError(
+                .tryAgain, doing: "copying", to: status.source,
+                because: "the epoch is void: \(current.voidReason ?? "its originals are not complete")",
+                advice: "the copy was abandoned; run it again, with a larger cache if it was full",
+                cause: .control(.epochVoid))
+        }
+        guard current.state != .open || current.isHeld else {
+            throw AgentError(
+                .tryAgain, doing: "copying", to: status.source,
+                because: "the host was started anew during the copy",
+                advice: "the copy was abandoned; run it again")
+        }
+        return now.cacheCapacity == 0 ? 0 : Double(now.cacheUsed) / Double(now.cacheCapacity)
+    }
+
+    /// Ends and releases the epoch as well as it can be done; for cleaning up.
+    /// - Returns: why it could not be.
+    func giveUpEpoch() -> AgentError? {
+        guard let epoch else { return nil }
+        self.epoch = nil
+        do throws(AgentError) {
+            _ = try line.call(
+                CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid),
+                timeout: AgentLimits.hostFlushSeconds)
+            return nil
+        } catch { return error }
+    }
+}

@@ -1,0 +1,186 @@
+import Blocks
+import Foundation
+import HostControl
+import OriginalImage
+import PhysicalCopy
+
+/// The second half of a copy sequence: the original images, the end of the relation, the manifest.
+extension CopySequence {
+    /// Step 606: the relation ends and the cache is retained; or, when it is to end later, the marker: the log up
+    /// to it is as good as the whole, because the raw pass is over.
+    func endOrMark(_ member: CopyMember) throws(AgentError) {
+        try cancellation.check()
+        guard let epoch = member.epoch else { preconditionFailure("no epoch to end") }
+        let parameters = EpochParameters(epoch: epoch.uuid)
+        let marker: LogMarker
+        switch request.ending {
+        case .endedBeforeCacheCopy:
+            marker = try member.line.call(
+                SnapshotEndMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        case .endedAfterCacheCopy:
+            marker = try member.line.call(
+                SnapshotMarkMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        }
+        member.marker = LogPosition(
+            position: marker.position, sequence: marker.sequence, entries: marker.entries)
+    }
+
+    /// Step 608.
+    func copyOriginals(_ member: CopyMember) throws(AgentError) {
+        guard let marker = member.marker, let cache = member.cache, let copy = member.copy,
+            let copier = member.bridge?.copier
+        else { preconditionFailure("no marker") }
+        guard cache.size >= marker.position else {
+            throw AgentError(
+                .inputMissing, doing: "using unit \(cache.number) of", to: copier.name,
+                because: "it is shorter than the host's cache is now", advice: "start that bridge anew")
+        }
+        let target = try copier.store(of: copy)
+        switch request.mode {
+        case .overlay: try overlay(member, marker, onto: target)
+        case .append:
+            let base = member.logBase
+            guard copy.size >= base, copy.size - base >= marker.position else {
+                throw AgentError(
+                    .cannotCreate, doing: "appending the original images to unit \(copy.number) of",
+                    to: copier.name,
+                    because: "it has \(copy.size) bytes, and \(base + marker.position) are needed",
+                    advice: "use a larger unit, or --mode overlay")
+            }
+            try have(
+                member, copied: [CopyRun(source: 0, destination: base, count: marker.position)],
+                from: cache, phase: "appending original images")
+        }
+        try onStore("flushing the copy at", copier.name) { () throws(StoreError) in try target.flush() }
+        // What was copied while the epoch was open counts only if it is whole now.
+        _ = try member.checkEpoch()
+    }
+
+    private func overlay(
+        _ member: CopyMember, _ marker: LogPosition, onto target: any BlockStore
+    ) throws(AgentError) {
+        guard let cache = member.cache, let copy = member.copy else { preconditionFailure() }
+        let log = try world.openStore(member.status.cache, false)
+        let entries = try onLog("reading the original image cache", member.status.cache) {
+            () throws(LogError) in
+            let reader = try LogReader(log, end: marker)
+            return (reader.geometry, try reader.index().entries)
+        }
+        let block = UInt64(max(cache.capacity.blockLength, copy.capacity.blockLength))
+        let plan = OverlayPlan(entries.1, geometry: entries.0, base: 0, block: block)
+        if !plan.runs.isEmpty {
+            try have(member, copied: plan.runs, from: cache, phase: "overlaying original images")
+        }
+        for range in plan.zeros {
+            try cancellation.check()
+            try onStore("writing zero originals to the copy at", "\(range.offset)") {
+                () throws(StoreError) in try target.writeZeroes(range, options: [])
+            }
+        }
+        try checkOverlay(entries.1, entries.0, target)
+    }
+
+    /// Reads every overlaid chunk back and compares it with its original's CRC.
+    private func checkOverlay(
+        _ entries: [LogEntry], _ geometry: ChunkGeometry, _ target: any BlockStore
+    ) throws(AgentError) {
+        let buffer = ZeroedMemory(count: Int(geometry.chunkSize))
+        for (done, entry) in entries.sorted(by: { $0.chunk < $1.chunk }).enumerated() {
+            let range = geometry.range(of: entry.chunk)
+            let chunk = UnsafeMutableRawBufferPointer(rebasing: buffer.buffer.prefix(Int(range.count)))
+            try onStore("reading the copy back at", "\(range.offset)") { () throws(StoreError) in
+                try target.read(at: range.offset, into: chunk)
+            }
+            let bytes = UnsafeRawBufferPointer(chunk)
+            guard entry.isZero ? bytes.isAllZeros : CRC32C.checksum(bytes) == entry.crc else {
+                throw AgentError(
+                    .corrupt, doing: "checking the overlaid original images at", to: "\(range.offset)",
+                    because: "what is there is not the original",
+                    advice: "check the devices of cache and copy; the copy was abandoned")
+            }
+            if done % 64 == 0 {
+                try cancellation.check()
+                observer.progress(
+                    SequenceProgress(
+                        phase: "checking original images", done: UInt64(done) * geometry.chunkSize,
+                        total: UInt64(entries.count) * geometry.chunkSize))
+            }
+        }
+    }
+
+    /// The relation ends, if it has not, and the cache is needed no more.
+    func finishEpoch(_ member: CopyMember) throws(AgentError) {
+        guard let epoch = member.epoch else { preconditionFailure("no epoch to release") }
+        let parameters = EpochParameters(epoch: epoch.uuid)
+        if request.ending == .endedAfterCacheCopy {
+            _ = try member.line.call(
+                SnapshotEndMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        }
+        _ = try member.line.call(
+            CacheReleaseMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        member.epoch = nil
+    }
+
+    // MARK: Step 610
+
+    /// Closes the bridge, sums the copy up by reading it back, and writes its manifest (not yet in place).
+    func seal(_ member: CopyMember, _ group: GroupDescription?) throws(AgentError) -> Manifest {
+        guard let epoch = member.instituted, let marker = member.marker, let copy = member.copy,
+            let bridge = member.bridge
+        else { preconditionFailure("nothing to seal") }
+        let location: DataLocation
+        let store: any BlockStore
+        switch request.bridge {
+        case .privateOne:
+            bridge.end()
+            let size = request.mode == .append ? member.logBase + marker.position : member.status.size
+            try member.cutDataFile(to: size)
+            location = .usual
+            store = try world.openStore(member.draft.path(of: "data.img"), false)
+        case .standing(let address, _, _, _):
+            location = .unit(target: "\(address)", number: copy.number)
+            store = try bridge.copier.store(of: copy)
+        }
+        let data = try portion(store, 0, member.status.size)
+        var originals: Portion?
+        if request.mode == .append {
+            originals = try portion(store, member.logBase, marker.position)
+            try checkAppendedLog(store, member.logBase, marker)
+        }
+        bridge.end()
+        return Manifest(
+            tool: request.tool, uuid: UUID().uuidString, completedAt: world.realTime(),
+            volume: VolumeDescription(
+                uuid: member.status.volumeUUID, size: member.status.size,
+                chunkSize: member.status.chunkSize, source: member.status.source),
+            mode: request.mode,
+            epoch: EpochDescription(
+                number: epoch.number, uuid: epoch.uuid, institutedAt: epoch.institutedAt,
+                ending: request.ending, logBytes: marker.position, batches: marker.sequence,
+                entries: marker.entries),
+            group: group, frozen: request.freeze, location: location, data: data, originals: originals)
+    }
+
+    private func portion(
+        _ store: any BlockStore, _ offset: UInt64, _ length: UInt64
+    ) throws(AgentError) -> Portion {
+        var done: UInt64 = 0
+        let checksums = try onCopy { () throws(CopyError) in
+            try SliceChecksums.compute(of: ByteRange(offset: offset, count: length), in: store) {
+                count throws(CopyError) in
+                done += count
+                observer.progress(SequenceProgress(phase: "summing up", done: done, total: length))
+                do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
+            }
+        }
+        return Portion(offset: offset, length: length, checksums: checksums)
+    }
+
+    private func checkAppendedLog(
+        _ store: any BlockStore, _ base: UInt64, _ marker: LogPosition
+    ) throws(AgentError) {
+        _ = try onLog("checking the appended", "original images") { () throws(LogError) in
+            try LogReader(store, base: base, end: marker, wantsBothSuperblocks: true).verify()
+        }
+    }
+}

@@ -1,0 +1,250 @@
+import Blocks
+import Foundation
+import Glibc
+import HostControl
+import OriginalImage
+import PhysicalCopy
+
+/// The copy sequence (FIG. 6): check everything, institute (602), have the raw source copied (604), end or mark (606),
+/// have the original images copied or overlaid (608), release the cache, sum up and put in place (610).
+///
+/// Whatever happens, applications go on, epochs are ended and released, and nothing half made stays behind.
+public final class CopySequence {
+    let request: CopyRequest
+    let world: Collaborators
+    let cancellation: CancellationToken
+    let observer: any SequenceObserver
+    private var members: [CopyMember] = []
+    private let started = MonotonicClock.now
+
+    public init(
+        _ request: CopyRequest, _ world: Collaborators, cancellation: CancellationToken,
+        observer: any SequenceObserver
+    ) {
+        self.request = request
+        self.world = world
+        self.cancellation = cancellation
+        self.observer = observer
+    }
+
+    /// Runs it to its end. Called once.
+    /// - Returns: one outcome for each member, in their order.
+    public func run() throws(AgentError) -> [CopyOutcome] {
+        do throws(AgentError) {
+            let outcomes = try makeCopies()
+            for member in members { member.line.close() }
+            return outcomes
+        } catch {
+            cleanUp()
+            throw error
+        }
+    }
+
+    private func makeCopies() throws(AgentError) -> [CopyOutcome] {
+        try prepare()
+        let quiescence = Quiescence(
+            request: request, world: world, cancellation: cancellation, observer: observer)
+        try quiescence.institute(members)
+        for member in members { try checkSource(member) }
+        for member in members { try copyRaw(member) }
+        for member in members { try endOrMark(member) }
+        for member in members { try copyOriginals(member) }
+        for member in members { try finishEpoch(member) }
+        let group =
+            members.count > 1
+            ? GroupDescription(uuid: UUID().uuidString, members: members.count) : nil
+        var manifests: [Manifest] = []
+        for member in members { manifests.append(try seal(member, group)) }
+        try cancellation.check()
+        for (member, manifest) in zip(members, manifests) {
+            try onCopy { () throws(CopyError) in try member.draft.commit(manifest) }
+        }
+        return zip(members, manifests).map { outcome($0, $1) }
+    }
+
+    private func cleanUp() {
+        for member in members {
+            if let failure = member.giveUpEpoch(), failure.status != .unavailable {
+                observer.notice("\(failure)")
+            }
+            member.bridge?.end()
+            do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
+            member.line.close()
+        }
+    }
+
+    // MARK: Before anything is stopped
+
+    private func prepare() throws(AgentError) {
+        guard !request.members.isEmpty, request.members.count <= AgentLimits.hosts else {
+            throw AgentError(
+                .usage, doing: "copying", to: "",
+                because: "1 to \(AgentLimits.hosts) hosts can be copied at once")
+        }
+        if case .standing = request.bridge, request.members.count > 1 {
+            throw AgentError(
+                .usage, doing: "copying", to: "",
+                because: "a standing bridge's units are given for one host only",
+                advice: "leave out --bridge, or copy one host")
+        }
+        for wanted in request.members {
+            try cancellation.check()
+            let line = try world.connectHost(wanted.control)
+            let status = try line.status()
+            guard !members.contains(where: { $0.status.volumeUUID == status.volumeUUID }) else {
+                throw AgentError(
+                    .usage, doing: "copying", to: wanted.control, because: "the same volume was named twice")
+            }
+            try clearTheWay(line, status)
+            let draft = try onCopy { () throws(CopyError) in
+                try CopyDraft(destination: wanted.destination, force: request.force)
+            }
+            members.append(CopyMember(line: line, status: status, draft: draft))
+        }
+        for member in members {
+            try cancellation.check()
+            try connectBridge(member)
+        }
+    }
+
+    /// An epoch that nobody holds any more was left by an agent that died; one that is held is another copy.
+    private func clearTheWay(_ line: any HostLine, _ status: VolumeStatus) throws(AgentError) {
+        func busy(_ reason: String, _ advice: String) -> AgentError {
+            AgentError(.tryAgain, doing: "copying", to: status.source, because: reason, advice: advice)
+        }
+        guard !status.isFrozen else {
+            throw busy("the volume is frozen", "try again when it is thawed")
+        }
+        guard let epoch = status.epoch, epoch.state != .released else { return }
+        guard !epoch.isHeld else {
+            throw busy("another copy of it is running", "try again when that is over")
+        }
+        observer.notice(
+            "epoch \(epoch.number) of \(status.source), \(epoch.state.rawValue), was left by a copy that died; "
+                + "it is released")
+        _ = try line.call(
+            CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid), timeout: AgentLimits.hostFlushSeconds
+        )
+    }
+
+    private func connectBridge(_ member: CopyMember) throws(AgentError) {
+        let numbers: (source: Int, cache: Int, copy: Int)
+        let bridge: any BridgeConnection
+        switch request.bridge {
+        case .privateOne:
+            numbers = (0, 1, 2)
+            try member.makeDataFile(request.mode)
+            bridge = try world.startPrivateBridge(
+                [
+                    PrivateUnit(0, member.status.source, isReadOnly: true),
+                    PrivateUnit(1, member.status.cache, isReadOnly: true),
+                    PrivateUnit(2, member.draft.path(of: "data.img"), isReadOnly: false),
+                ], cancellation)
+        case .standing(let address, let source, let cache, let copy):
+            numbers = (source, cache, copy)
+            bridge = try world.connectBridge(address, cancellation)
+        }
+        member.bridge = bridge
+        let source = try bridge.copier.unit(numbers.source)
+        let cache = try bridge.copier.unit(numbers.cache)
+        let copy = try bridge.copier.unit(numbers.copy)
+        try checkUnits(member, bridge.copier.name, source, cache, copy)
+        member.source = source
+        member.cache = cache
+        member.copy = copy
+    }
+
+    private func checkUnits(
+        _ member: CopyMember, _ bridge: String, _ source: UnitDescription, _ cache: UnitDescription,
+        _ copy: UnitDescription
+    ) throws(AgentError) {
+        func unusable(_ status: AgentError.ExitStatus, _ unit: UnitDescription, _ why: String) -> AgentError {
+            AgentError(status, doing: "using unit \(unit.number) of", to: bridge, because: why)
+        }
+        let size = member.status.size
+        guard source.size >= size else {
+            throw unusable(
+                .inputMissing, source, "it has \(source.size) bytes, and the host's source has \(size)")
+        }
+        for other in [source, cache]
+        where other.number == copy.number || other.copyDesignator == copy.copyDesignator {
+            throw unusable(.usage, copy, "the copy would overwrite the source or its cache")
+        }
+        guard source.number != cache.number else {
+            throw unusable(.usage, source, "source and cache are the same unit")
+        }
+        guard !copy.isWriteProtected else {
+            throw unusable(.notPermitted, copy, "it is read-only, so no copy can be put there")
+        }
+        let needed = request.mode == .append ? member.logBase + LogFormat.firstBatch : size
+        guard copy.size >= needed else {
+            throw unusable(
+                .cannotCreate, copy,
+                "it has \(copy.size) bytes, and the copy needs \(needed)")
+        }
+        let block = UInt64(copy.capacity.blockLength)
+        guard size % block == 0 || request.bridge == .privateOne || request.mode == .append else {
+            throw unusable(.cannotCreate, copy, "the volume's size is not a multiple of its blocks")
+        }
+    }
+
+    // MARK: The raw pass
+
+    private func checkSource(_ member: CopyMember) throws(AgentError) {
+        guard let copier = member.bridge?.copier, let source = member.source, let cache = member.cache else {
+            preconditionFailure("a member without a bridge")
+        }
+        let check = SourceCheck(
+            member: member, snapshot: try world.openSnapshot(member.status),
+            source: try copier.store(of: source), cache: try copier.store(of: cache),
+            localCache: try world.openStore(member.status.cache, false), bridge: copier.name)
+        do throws(AgentError) { try check.run(cancellation) } catch {
+            // The snapshot goes away when its epoch does: then that is the reason, not what was read.
+            _ = try member.checkEpoch()
+            throw error
+        }
+    }
+
+    private func copyRaw(_ member: CopyMember) throws(AgentError) {
+        let begun = MonotonicClock.now
+        guard let source = member.source, let copy = member.copy else { preconditionFailure() }
+        let block = UInt64(max(source.capacity.blockLength, copy.capacity.blockLength))
+        let count = member.status.size.roundedUp(to: block)
+        try have(
+            member, copied: [CopyRun(source: 0, destination: 0, count: count)], from: source, phase: "copying"
+        )
+        member.copySeconds = Double(MonotonicClock.now &- begun) / 1e9
+    }
+
+    /// Has runs copied onto the copy unit and watches the epoch meanwhile.
+    func have(
+        _ member: CopyMember, copied runs: [CopyRun], from source: UnitDescription, phase: String
+    ) throws(AgentError) {
+        guard let copier = member.bridge?.copier, let copy = member.copy else { preconditionFailure() }
+        let total = runs.reduce(0) { $0 + $1.count }
+        do throws(AgentError) {
+            try CopyRunner.run(
+                runs, from: source, to: copy, by: copier, rate: request.maximumRate,
+                cancellation: cancellation
+            ) { done throws(AgentError) in
+                let fill = try member.checkEpoch()
+                observer.progress(
+                    SequenceProgress(phase: phase, done: done, total: total, cacheFill: fill))
+            }
+        } catch {
+            // A source that went away with its host, or an epoch that became void, says more than the
+            // command that failed by it.
+            if error.status != .tryAgain { _ = try member.checkEpoch() }
+            throw error
+        }
+    }
+
+    private func outcome(_ member: CopyMember, _ manifest: Manifest) -> CopyOutcome {
+        CopyOutcome(
+            copy: member.draft.destination, uuid: manifest.uuid, volume: manifest.volume.uuid,
+            mode: manifest.mode, epoch: manifest.epoch.number, instant: manifest.epoch.institutedAt,
+            gateNanoseconds: member.instituted?.gateNanoseconds ?? 0, bytes: manifest.volume.size,
+            originals: manifest.epoch.entries, originalBytes: manifest.epoch.logBytes,
+            seconds: Double(MonotonicClock.now &- started) / 1e9, copySeconds: member.copySeconds)
+    }
+}

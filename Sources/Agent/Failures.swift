@@ -1,0 +1,76 @@
+import Blocks
+import Glibc
+import OriginalImage
+import PhysicalCopy
+
+extension AgentError {
+    /// A copy's own error, with its exit status.
+    public init(_ error: CopyError) {
+        let status: ExitStatus =
+            switch error.kind {
+            case .damaged: .corrupt
+            case .missing: .inputMissing
+            case .cannotCreate: .cannotCreate
+            case .io: .io
+            case .cancelled: .tryAgain
+            case .notPermitted: .notPermitted
+            }
+        self.init(
+            status, doing: "cannot \(error.action)", to: "", because: error.reason,
+            advice: error.advice.isEmpty ? nil : error.advice,
+            cause: error.kind == .cancelled ? .interrupted : nil)
+    }
+
+    /// An operation of a store that failed.
+    public init(_ error: StoreError, doing: String, to subject: String) {
+        self.init(CopyError.store(error, "\(doing) \(subject)"))
+        (self.doing, self.subject) = (doing, subject)
+    }
+
+    /// A log that cannot be read.
+    init(_ error: LogError, doing: String, to subject: String) {
+        if case .store(let store) = error {
+            self.init(store, doing: doing, to: subject)
+        } else {
+            self.init(.corrupt, doing: doing, to: subject, because: error.description)
+        }
+    }
+
+    /// A system call that failed.
+    static func system(
+        _ number: Int32, doing: String, to subject: String, otherwise status: ExitStatus = .io
+    ) -> AgentError {
+        let permitted = number != EACCES && number != EPERM && number != EROFS
+        return AgentError(
+            permitted ? status : .notPermitted, doing: doing, to: subject,
+            because: String(cString: strerror(number)))
+    }
+
+    /// The same as an error of a copy, for callbacks that throw those.
+    var copyError: CopyError {
+        CopyError(status == .tryAgain ? .cancelled : .io, doing + " " + subject, reason, advice: advice ?? "")
+    }
+}
+
+/// Runs a step of a physical copy; its errors become the agent's.
+func onCopy<Result>(_ body: () throws(CopyError) -> Result) throws(AgentError) -> Result {
+    do throws(CopyError) { return try body() } catch { throw AgentError(error) }
+}
+
+/// Runs an operation of a store; its errors become the agent's.
+func onStore<Result>(
+    _ doing: String, _ subject: String, _ body: () throws(StoreError) -> Result
+) throws(AgentError) -> Result {
+    do throws(StoreError) { return try body() } catch {
+        throw AgentError(error, doing: doing, to: subject)
+    }
+}
+
+/// Reads a log; its errors become the agent's.
+func onLog<Result>(
+    _ doing: String, _ subject: String, _ body: () throws(LogError) -> Result
+) throws(AgentError) -> Result {
+    do throws(LogError) { return try body() } catch {
+        throw AgentError(error, doing: doing, to: subject)
+    }
+}

@@ -1,0 +1,29 @@
+/// The bounds of the sequences; those of the clients are ``ClientLimits``.
+public enum AgentLimits {
+    /// Seconds that a host may take to drain, flush, or make its cache durable.
+    public static let hostFlushSeconds = 200.0
+    /// Seconds after which a freeze of several hosts thaws by itself; longer than all their flushes should take.
+    public static let groupFreezeSeconds = 60.0
+    /// Seconds of a freeze for a restore; renewed at half of it.
+    public static let restoreFreezeSeconds = 120.0
+    /// Hosts of one group.
+    public static let hosts = 64
+    /// Seconds that a private bridge may take to say that it is ready, and to end.
+    public static let bridgeStartSeconds = 30.0
+    public static let bridgeStopSeconds = 10.0
+    /// Bytes of what a private bridge says that are kept for messages.
+    public static let bridgeMessageBytes = 4_096
+    /// Bytes of one EXTENDED COPY: so often progress is seen, and so much is done in vain when stopped.
+    public static let commandBytes: UInt64 = 64 << 20
+    /// The least that a command is cut down to for a low rate, bytes.
+    public static let smallestCommandBytes: UInt64 = 1 << 20
+    /// EXTENDED COPY commands in flight.
+    public static let commandsInFlight = 2
+    /// Places at which snapshot and bridge unit are compared, and bytes at each.
+    public static let samples = 64
+    public static let sampleBytes: UInt64 = 64 << 10
+    /// Bytes compared at the start and the end of the volume.
+    public static let edgeSampleBytes: UInt64 = 1 << 20
+    /// Nanoseconds between two looks at the host while data are copied.
+    public static let watchNanoseconds: UInt64 = 500_000_000
+}

@@ -1,0 +1,187 @@
+import Blocks
+import OriginalImage
+import SCSI
+
+/// What a copy manager takes in one command.
+public struct PlanLimits: Hashable, Sendable {
+    /// Segment descriptors of one command, more than 0.
+    public var segments: Int
+    /// Bytes of one segment.
+    public var segmentBytes: UInt64
+    /// Bytes of CSCD and segment descriptors together.
+    public var listBytes: Int
+    /// Commands of one initiator at a time.
+    public var commands: Int
+    public var hasBlockToBlock: Bool
+    public var hasBlockToBlockWithOffset: Bool
+
+    public init(
+        segments: Int, segmentBytes: UInt64, listBytes: Int, commands: Int, hasBlockToBlock: Bool,
+        hasBlockToBlockWithOffset: Bool
+    ) {
+        self.segments = segments
+        self.segmentBytes = segmentBytes
+        self.listBytes = listBytes
+        self.commands = commands
+        self.hasBlockToBlock = hasBlockToBlock
+        self.hasBlockToBlockWithOffset = hasBlockToBlockWithOffset
+    }
+
+    init(_ parameters: CopyOperatingParameters) {
+        let types = parameters.implementedDescriptorTypes
+        segments = Int(parameters.maximumSegmentDescriptors)
+        segmentBytes =
+            parameters.maximumSegmentLength == 0
+            ? UInt64(UInt32.max) : UInt64(parameters.maximumSegmentLength)
+        listBytes = Int(parameters.maximumDescriptorListLength)
+        commands = max(1, Int(parameters.maximumConcurrentCopies))
+        hasBlockToBlock = types.contains(SegmentDescriptor.TypeCode.blockToBlock)
+        hasBlockToBlockWithOffset = types.contains(SegmentDescriptor.TypeCode.blockToBlockWithOffset)
+    }
+}
+
+/// Bytes that lie one behind the other on the source and on the destination.
+public struct CopyRun: Hashable, Sendable {
+    /// Byte addresses.
+    public var source: UInt64
+    public var destination: UInt64
+    public var count: UInt64
+
+    public init(source: UInt64, destination: UInt64, count: UInt64) {
+        self.source = source
+        self.destination = destination
+        self.count = count
+    }
+}
+
+/// The segments of one EXTENDED COPY.
+public struct PlannedCommand: Hashable, Sendable {
+    public var segments: [SegmentDescriptor]
+    public var bytes: UInt64
+}
+
+/// Cuts runs into commands, lazily: within the copy manager's limits, and none larger than asked.
+public struct CommandPlan: Sequence, IteratorProtocol, Sendable {
+    private let segmentBytes: UInt64
+    private let segmentsPerCommand: Int
+    private let commandBytes: UInt64
+    private let sourceBlock: UInt64
+    private let destinationBlock: UInt64
+    private let usesOffsets: Bool
+    private var runs: [CopyRun]
+    private var current = 0
+
+    /// Bytes of all commands together.
+    public let total: UInt64
+
+    /// - Parameters:
+    ///   - runs: whole blocks of both units.
+    ///   - commandBytes: what one command shall move at most; at least one segment of one block it is always.
+    /// - Returns: nil when the copy manager cannot copy between two such units at all.
+    public init?(
+        _ runs: [CopyRun], sourceBlock: UInt64, destinationBlock: UInt64, limits: PlanLimits,
+        commandBytes: UInt64 = AgentLimits.commandBytes
+    ) {
+        let block = Swift.max(sourceBlock, destinationBlock)
+        // A 02h segment counts in 16 bits; a power of two of blocks keeps every segment aligned for direct I/O.
+        usesOffsets = sourceBlock != destinationBlock || !limits.hasBlockToBlock
+        guard usesOffsets ? limits.hasBlockToBlockWithOffset : true else { return nil }
+        let most = usesOffsets ? UInt64(UInt32.max) : 0x8000 * sourceBlock
+        let bound = Swift.min(most, limits.segmentBytes, Swift.max(commandBytes, block))
+        guard bound >= block, limits.segments > 0 else { return nil }
+        segmentBytes = 1 << (63 - UInt64(bound.leadingZeroBitCount))
+        let room = limits.listBytes - 2 * CSCDDescriptor.length
+        segmentsPerCommand = Swift.min(limits.segments, room / (usesOffsets ? 32 : 28))
+        guard segmentsPerCommand > 0, segmentBytes % block == 0 else { return nil }
+        self.commandBytes = Swift.max(commandBytes, segmentBytes)
+        self.sourceBlock = sourceBlock
+        self.destinationBlock = destinationBlock
+        self.runs = runs
+        total = runs.reduce(0) { $0 + $1.count }
+    }
+
+    public mutating func next() -> PlannedCommand? {
+        var command = PlannedCommand(segments: [], bytes: 0)
+        while current < runs.count, command.segments.count < segmentsPerCommand {
+            let count = Swift.min(runs[current].count, segmentBytes, commandBytes - command.bytes)
+            if count == 0 {
+                if runs[current].count > 0 { break }
+                current += 1
+                continue
+            }
+            command.segments.append(segment(runs[current], count))
+            command.bytes += count
+            runs[current].source += count
+            runs[current].destination += count
+            runs[current].count -= count
+            if runs[current].count == 0 { current += 1 }
+        }
+        return command.segments.isEmpty ? nil : command
+    }
+
+    private func segment(_ run: CopyRun, _ count: UInt64) -> SegmentDescriptor {
+        precondition(
+            run.source % sourceBlock == 0 && run.destination % destinationBlock == 0
+                && count % sourceBlock == 0 && count % destinationBlock == 0, "a run of parts of blocks")
+        return SegmentDescriptor(
+            source: 0, sourceLBA: LBA(run.source / sourceBlock), destination: 1,
+            destinationLBA: LBA(run.destination / destinationBlock),
+            amount: usesOffsets
+                ? .bytes(UInt32(count), sourceOffset: 0, destinationOffset: 0)
+                : .blocks(UInt16(count / sourceBlock), ofDestination: false))
+    }
+}
+
+/// How original images come onto raw data: runs by address, and ranges that become zeros.
+public struct OverlayPlan: Hashable, Sendable {
+    /// Of the log (positions from `base`) and of the volume; sorted by the volume's addresses.
+    public var runs: [CopyRun] = []
+    /// Of the volume; sorted.
+    public var zeros: [ByteRange] = []
+
+    /// Neighbours in the volume that are neighbours in the log, too, become one run.
+    /// - Parameters:
+    ///   - base: where the log starts on its unit, bytes.
+    ///   - block: what ends are rounded up to: a short last chunk may end within a block, whose rest is zeros in
+    ///     the log as on the unit.
+    public init(_ entries: [LogEntry], geometry: ChunkGeometry, base: UInt64, block: UInt64) {
+        for entry in entries.sorted(by: { $0.chunk < $1.chunk }) {
+            let exact = geometry.range(of: entry.chunk)
+            let range = ByteRange(offset: exact.offset, count: exact.count.roundedUp(to: block))
+            if entry.isZero {
+                if let last = zeros.last, last.end == range.offset {
+                    zeros[zeros.count - 1] = ByteRange(offset: last.offset, count: last.count + range.count)
+                } else {
+                    zeros.append(range)
+                }
+                continue
+            }
+            let run = CopyRun(source: base + entry.position, destination: range.offset, count: range.count)
+            if let last = runs.last, last.destination + last.count == run.destination,
+                last.source + last.count == run.source
+            {
+                runs[runs.count - 1].count += run.count
+            } else {
+                runs.append(run)
+            }
+        }
+    }
+}
+
+/// Places at which two views of a volume are compared: both ends, and some spread between.
+func samplePlaces(of size: UInt64, block: UInt64) -> [ByteRange] {
+    let edge = min(AgentLimits.edgeSampleBytes, size)
+    var places = [ByteRange(offset: 0, count: edge)]
+    if size > edge {
+        let start = (size - edge).roundedDown(to: block)
+        places.append(ByteRange(offset: start, count: size - start))
+    }
+    let count = UInt64(AgentLimits.samples)
+    let length = min(AgentLimits.sampleBytes, size)
+    for index in 1...count {
+        let center = size / (count + 1) * index
+        let start = min(center, size - length).roundedDown(to: block)
+        places.append(ByteRange(offset: start, count: length))
+    }
+    return places
+}

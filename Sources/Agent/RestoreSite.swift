@@ -1,0 +1,223 @@
+import Blocks
+import Glibc
+import HostControl
+import PhysicalCopy
+
+/// Where a restore goes: a new file, which gets its name when it is complete; something that is there and may be
+/// overwritten; or the source of a running host, which stands still meanwhile.
+final class RestoreSite {
+    /// What the bridge writes.
+    private(set) var path: String
+    private let destination: String
+    private let force: Bool
+    private let isNewFile: Bool
+    private let line: (any HostLine)?
+    private let observer: any SequenceObserver
+    /// When the freeze was asked for, by the monotonic clock; nil: not frozen by us.
+    private var frozenSince: UInt64?
+    private static let doing = "restoring to"
+
+    /// Looks at the destination and changes nothing but that a temporary file is made.
+    /// - Throws: 73 when it exists and force is not given, or is too small; 77 when it cannot be written; 75 when
+    ///   somebody uses it; 64 when the host that was named does not serve it.
+    init(
+        _ request: RestoreRequest, size: UInt64, isOf copy: PhysicalCopy, world: Collaborators,
+        observer: any SequenceObserver
+    ) throws(AgentError) {
+        destination = request.destination
+        force = request.force
+        self.observer = observer
+        let doing = Self.doing
+        var information = stat()
+        if stat(destination, &information) != 0 {
+            guard errno == ENOENT else {
+                throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
+            }
+            guard request.host == nil else {
+                throw AgentError(
+                    .usage, doing: doing, to: destination, because: "it does not exist, so no host serves it")
+            }
+            isNewFile = true
+            line = nil
+            path = try Self.makeTemporary(for: destination, size)
+            return
+        }
+        isNewFile = false
+        path = destination
+        try Self.check(destination, information, size, copy, force: request.force)
+        guard let control = request.host else {
+            line = nil
+            try Self.checkUnused(destination, isDevice: information.st_mode & S_IFMT == S_IFBLK)
+            return
+        }
+        let line = try world.connectHost(control)
+        self.line = line
+        try Self.checkHost(line, serves: information, destination)
+    }
+
+    private static func makeTemporary(for destination: String, _ size: UInt64) throws(AgentError) -> String {
+        let slash = destination.lastIndex(of: "/")
+        let parent = slash.map { String(destination[...$0]) } ?? ""
+        let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
+        let path = "\(parent).\(name).partial-\(getpid())"
+        unlink(path)
+        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else {
+            throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
+        }
+        defer { close(descriptor) }
+        var space = statvfs()
+        if fstatvfs(descriptor, &space) == 0,
+            UInt64(space.f_bavail) * UInt64(space.f_frsize) < size
+        {
+            unlink(path)
+            throw AgentError(
+                .cannotCreate, doing: doing, to: destination,
+                because: "its file system has less than \(ByteCount(size).rounded) left",
+                advice: "free some space there, or choose another place")
+        }
+        guard ftruncate(descriptor, Int(size)) == 0 else {
+            let number = errno
+            unlink(path)
+            throw AgentError.system(number, doing: doing, to: destination, otherwise: .cannotCreate)
+        }
+        return path
+    }
+
+    private static func check(
+        _ destination: String, _ information: stat, _ size: UInt64, _ copy: PhysicalCopy, force: Bool
+    ) throws(AgentError) {
+        let type = information.st_mode & S_IFMT
+        guard type == S_IFREG || type == S_IFBLK else {
+            throw AgentError(
+                .cannotCreate, doing: doing, to: destination,
+                because: "it is neither a file nor a block device")
+        }
+        guard force else {
+            throw AgentError(
+                .cannotCreate, doing: doing, to: destination, because: "it exists",
+                advice: "choose another place, or overwrite it with --force")
+        }
+        if case .path(let data) = copy.dataLocation {
+            var other = stat()
+            if stat(data, &other) == 0, other.st_dev == information.st_dev, other.st_ino == information.st_ino
+            {
+                throw AgentError(
+                    .usage, doing: doing, to: destination, because: "it is the copy's own data")
+            }
+        }
+        let descriptor = open(destination, O_RDWR | O_CLOEXEC)
+        guard descriptor >= 0 else {
+            throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
+        }
+        defer { close(descriptor) }
+        let room = lseek(descriptor, 0, SEEK_END)
+        guard room >= 0, UInt64(room) >= size else {
+            throw AgentError(
+                .cannotCreate, doing: doing, to: destination,
+                because: "it has \(max(0, room)) bytes, and the volume takes \(size)",
+                advice: "restore to a larger one")
+        }
+    }
+
+    /// A host holds an exclusive lock on its source; a mounted device refuses exclusive opening.
+    private static func checkUnused(_ destination: String, isDevice: Bool) throws(AgentError) {
+        let inUse = AgentError(
+            .tryAgain, doing: doing, to: destination,
+            because: "it is in use, by a host or a mount as it seems",
+            advice: "stop that; or name the host's control socket with --host to restore under it")
+        let descriptor = open(destination, O_RDWR | O_CLOEXEC | (isDevice ? O_EXCL : 0))
+        if descriptor < 0, errno == EBUSY { throw inUse }
+        guard descriptor >= 0 else { throw AgentError.system(errno, doing: doing, to: destination) }
+        defer { close(descriptor) }
+        if flock(descriptor, LOCK_EX | LOCK_NB) != 0, errno == EWOULDBLOCK { throw inUse }
+    }
+
+    private static func checkHost(
+        _ line: any HostLine, serves information: stat, _ destination: String
+    ) throws(AgentError) {
+        let status = try line.status()
+        var served = stat()
+        guard stat(status.source, &served) == 0, served.st_dev == information.st_dev,
+            served.st_ino == information.st_ino
+        else {
+            throw AgentError(
+                .usage, doing: doing, to: destination,
+                because: "the host at \(line.path) serves \(status.source)",
+                advice: "name the host of the destination, or none")
+        }
+        if let epoch = status.epoch, epoch.state != .released {
+            throw AgentError(
+                .tryAgain, doing: doing, to: destination, because: "an epoch of its host is not released",
+                advice: "try again when the copy that runs is over")
+        }
+        guard !status.isFrozen else {
+            throw AgentError(
+                .tryAgain, doing: doing, to: destination, because: "its host is frozen already",
+                advice: "try again when it is thawed")
+        }
+    }
+
+    /// Stops the host, if there is one.
+    func hold() throws(AgentError) {
+        guard let line else { return }
+        _ = try line.call(
+            VolumeFreezeMethod.self, .init(timeout: AgentLimits.restoreFreezeSeconds),
+            timeout: AgentLimits.hostFlushSeconds)
+        frozenSince = MonotonicClock.now
+        // Begun between our look and the freeze?
+        if let epoch = try line.status().epoch, epoch.state != .released {
+            throw AgentError(
+                .tryAgain, doing: Self.doing, to: destination, because: "an epoch was begun meanwhile",
+                advice: "try again when that copy is over")
+        }
+    }
+
+    /// Keeps the host stopped.
+    func keep() throws(AgentError) {
+        guard let line, let since = frozenSince else { return }
+        let half = UInt64(AgentLimits.restoreFreezeSeconds / 2 * 1e9)
+        guard MonotonicClock.now &- since > half else { return }
+        _ = try line.call(
+            VolumeFreezeMethod.self, .init(timeout: AgentLimits.restoreFreezeSeconds, renew: true))
+        frozenSince = MonotonicClock.now
+    }
+
+    /// All is flushed: a new file gets its name, a host goes on.
+    func complete() throws(AgentError) {
+        if let line, frozenSince != nil {
+            frozenSince = nil
+            guard try line.call(VolumeThawMethod.self, Empty()).wasFrozen else {
+                throw AgentError(
+                    .tryAgain, doing: Self.doing, to: destination,
+                    because: "the freeze timed out, so applications may have written into what was restored",
+                    advice: "restore it again")
+            }
+        }
+        line?.close()
+        guard isNewFile else { return }
+        guard link(path, destination) == 0 else {
+            throw AgentError.system(errno, doing: Self.doing, to: destination, otherwise: .cannotCreate)
+        }
+        unlink(path)
+        let parent = destination.lastIndex(of: "/").map { String(destination[...$0]) } ?? "."
+        let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        defer { if descriptor >= 0 { close(descriptor) } }
+        guard descriptor >= 0, fsync(descriptor) == 0 else {
+            throw AgentError.system(errno, doing: "flushing", to: parent)
+        }
+    }
+
+    /// Leaves no half file under any name; lets a host go on.
+    func giveUp() {
+        if isNewFile { unlink(path) }
+        guard let line else { return }
+        if frozenSince != nil {
+            do throws(AgentError) { _ = try line.call(VolumeThawMethod.self, Empty()) } catch {
+                observer.notice("\(error)")
+            }
+            observer.notice("\(destination) is restored in part only; restore it again before it is used")
+        }
+        line.close()
+    }
+}
