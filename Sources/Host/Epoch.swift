@@ -28,8 +28,8 @@ final class Epoch: Sendable {
     let claimed: ChunkBitmap
     let gateNanoseconds = Atomic<UInt64>(0)
     private let phaseWord = Atomic<Phase>(.open)
-    /// To wait at: for others' chunks, or for the phase to change.
-    let changes = Monitor(())
+    /// To wait at: for others' chunks, or for the phase to change (a state with bytes, as in ``Gate``).
+    let changes = Monitor(0)
     private let isVoiding = Atomic<Bool>(false)
 
     init(number: UInt64, uuid: UUID, holder: EpochHolder?, chunkCount: UInt64) {

@@ -6,8 +6,9 @@ import Synchronization
 final class Gate: Sendable {
     private static let closedBit: UInt64 = 1 << 63
     private let word = Atomic<UInt64>(0)
-    /// To wait at: for the gate to open, or for it to be drained.
-    private let waiting = Monitor(())
+    /// To wait at: for the gate to open, or for it to be drained. The state is the word above; one without any
+    /// bytes here would share its address with the monitor's own fields, which ThreadSanitizer takes for a race.
+    private let waiting = Monitor(0)
 
     var isClosed: Bool { word.load(ordering: .relaxed) & Self.closedBit != 0 }
 
