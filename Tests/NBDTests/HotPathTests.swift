@@ -178,8 +178,9 @@ private final class FixedStore: BlockStore {
                     for _ in 0..<1000 { round() }
                     let allocations = outboard_allocations() - before
                     print("16000 requests in 1000 batches: \(allocations) allocations")
-                    // What is left belongs to the event loop's waking, and not to requests.
-                    precondition(allocations < 16_000, "\(allocations) allocations for 16000 requests")
+                    // What is left comes with the wakings of the event loop (unspecialized loops of a debug build),
+                    // not with requests.
+                    precondition(allocations <= 8000, "\(allocations) allocations for 16000 requests")
                 }
             }
         }

@@ -220,3 +220,33 @@ final class ZeroStore: BlockStore {
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) {}
     func flush() {}
 }
+
+/// Data and holes in turn.
+final class StripedStore: BlockStore {
+    let size: UInt64
+    private let stripe: UInt64
+    let capabilities: StoreCapabilities = [.writable, .knowsAllocation]
+
+    init(size: UInt64, stripe: UInt64) {
+        self.size = size
+        self.stripe = stripe
+    }
+
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) {
+        for i in buffer.indices { buffer[i] = (offset + UInt64(i)) / stripe % 2 == 0 ? 1 : 0 }
+    }
+    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) {}
+    func writeZeroes(_ range: ByteRange, options: ZeroOptions) {}
+    func flush() {}
+    func allocation(of range: ByteRange, limit: Int) -> [AllocationExtent] {
+        var extents: [AllocationExtent] = []
+        var position = range.offset
+        while position < range.end, extents.count < limit {
+            let end = min((position / stripe + 1) * stripe, range.end)
+            let hole = position / stripe % 2 == 1
+            extents.append(AllocationExtent(count: end - position, isHole: hole, readsAsZeros: hole))
+            position = end
+        }
+        return extents
+    }
+}

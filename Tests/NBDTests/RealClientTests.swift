@@ -136,6 +136,22 @@ import Testing
         }
     }
 
+    @Test func mapsShowHoles() async throws {
+        let store = StripedStore(size: UInt64(size), stripe: 1 << 20)
+        try await withServer(TestProvider(store)) { _, socket in
+            let map = try await run("nbdinfo", ["--map", uri(socket)])
+            expectSuccess(map)
+            let lines = map.output.split(separator: "\n").map { $0.split(separator: " ").map(String.init) }
+            #expect(lines.count == 16)
+            for (index, line) in lines.enumerated() {
+                #expect(line.prefix(3) == [String(index << 20), String(1 << 20), index % 2 == 0 ? "0" : "3"])
+            }
+            let qemu = try await run("qemu-img", ["map", "-f", "raw", "--output=json", uri(socket)])
+            expectSuccess(qemu)
+            #expect(qemu.output.split(separator: "\n").count == 16, "\(qemu.output)")
+        }
+    }
+
     @Test(arguments: [(64, 1), (16, 4)]) func fioVerifies(depth: Int, connections: Int) async throws {
         let store = MemoryStore(size: size)
         try await withServer(TestProvider(store)) { server, socket in

@@ -90,12 +90,14 @@ func run(_ program: String, _ arguments: [String]) async throws -> ToolResult {
 /// Bytes that do not repeat and depend on `seed` alone.
 func pattern(_ count: Int, seed: UInt64) -> [UInt8] {
     var state = seed &* 0x9E37_79B9_7F4A_7C15 | 1
-    return (0..<count).map { _ in
+    var words = [UInt64](repeating: 0, count: (count + 7) / 8)
+    for i in words.indices {
         state ^= state << 13
         state ^= state >> 7
         state ^= state << 17
-        return UInt8(truncatingIfNeeded: state >> 24)
+        words[i] = state &* 0x2545_F491_4F6C_DD1D
     }
+    return words.withUnsafeBytes { Array($0.prefix(count)) }
 }
 
 /// What a test in a process of its own has said.
