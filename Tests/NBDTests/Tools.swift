@@ -100,11 +100,9 @@ func pattern(_ count: Int, seed: UInt64) -> [UInt8] {
     return words.withUnsafeBytes { Array($0.prefix(count)) }
 }
 
-/// What a test in a process of its own has said.
-func printOutput(of result: ExitTest.Result?) {
-    guard let result else { return }
-    print(String(decoding: result.standardOutputContent, as: UTF8.self))
-    if result.exitStatus != .exitCode(EXIT_SUCCESS) {
-        print(String(decoding: result.standardErrorContent, as: UTF8.self))
-    }
+/// What a test in a process of its own has said; printed here, too.
+@discardableResult func printOutput(of result: ExitTest.Result?) -> String {
+    let output = String(decoding: result?.standardOutputContent ?? [], as: UTF8.self)
+    print(output)
+    return output
 }
