@@ -88,7 +88,8 @@ let package = Package(
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests(
-            "AgentTests", ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Blocks", log]),
+            "AgentTests",
+            ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Bridge", "Blocks", log]),
         tests("SystemTests", ["Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
     ],
     swiftLanguageModes: [.v6]
