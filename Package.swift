@@ -90,7 +90,12 @@ let package = Package(
         tests(
             "AgentTests",
             ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Bridge", "Blocks", log]),
-        tests("SystemTests", ["Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
+        tests(
+            "SystemTests",
+            [
+                "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Bridge", "ISCSI", "SCSI",
+                "AsyncIO", log,
+            ]),
     ],
     swiftLanguageModes: [.v6]
 )
