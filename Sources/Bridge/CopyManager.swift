@@ -120,6 +120,10 @@ struct CopyAudit {
         if sense.key == .copyAborted, let segment = sense.commandSpecificInformation {
             text += " in segment \(segment)"
         }
+        switch sense.specific {
+        case .segmentPointer(_, let byte, _)?, .fieldPointer(_, let byte, _)?: text += ", byte \(byte)"
+        default: break
+        }
         return text
     }
 

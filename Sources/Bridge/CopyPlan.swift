@@ -231,11 +231,13 @@ struct SegmentPlanner {
         return pieces
     }
 
+    /// A range beyond its unit: COPY ABORTED with a pointer to the address, and no code, because the standard has
+    /// none for it and initiators (libiscsi's suite) expect none of those that mean something else.
     private func sourceRange(
         _ unit: LogicalUnit, skip: UInt64, count: UInt64
     ) throws(CheckCondition) -> ByteRange {
         guard let range = Self.bytes(unit, descriptor.sourceLBA, skip, count) else {
-            throw aborted(.copyTargetDeviceDataUnderrun, field: 12)
+            throw aborted(.noAdditionalSense, field: 12)
         }
         return range
     }
@@ -244,7 +246,7 @@ struct SegmentPlanner {
         _ unit: LogicalUnit, skip: UInt64, count: UInt64
     ) throws(CheckCondition) -> ByteRange {
         guard let range = Self.bytes(unit, descriptor.destinationLBA, skip, count) else {
-            throw aborted(.copyTargetDeviceDataOverrun, field: 20)
+            throw aborted(.noAdditionalSense, field: 20)
         }
         return range
     }

@@ -105,29 +105,10 @@ extension SCSIOutcome {
     }
 }
 
-/// Bytes that differ at every place and for every seed.
-func pattern(_ count: Int, seed: UInt64) -> [UInt8] {
-    var generator = SeededGenerator(seed: seed)
-    return (0..<count).map { _ in UInt8(truncatingIfNeeded: generator.next()) }
-}
-
-/// xorshift64*: the same numbers for the same seed.
-struct SeededGenerator: RandomNumberGenerator {
-    private var state: UInt64
-
-    init(seed: UInt64) { state = seed &* 0x9E37_79B9_7F4A_7C15 | 1 }
-
-    mutating func next() -> UInt64 {
-        state ^= state >> 12
-        state ^= state << 25
-        state ^= state >> 27
-        return state &* 0x2545_F491_4F6C_DD1D
-    }
-}
+/// Bytes without pattern, the same for the same seed.
+func pattern(_ count: Int, seed: UInt64) -> [UInt8] { seededBytes(count, seed: seed) }
 
 extension MemoryStore {
-    convenience init(pattern count: Int, seed: UInt64) { self.init(seededBytes(count, seed)) }
+    convenience init(pattern count: Int, seed: UInt64) { self.init(seededBytes(count, seed: seed)) }
     var all: [UInt8] { get throws { try bytes(at: 0, count: Int(size)) } }
 }
-
-private func seededBytes(_ count: Int, _ seed: UInt64) -> [UInt8] { pattern(count, seed: seed) }

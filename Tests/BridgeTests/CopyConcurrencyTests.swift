@@ -155,13 +155,7 @@ private final class Running: Sendable {
         // Scratch: whether it can be removed decides nothing.
         defer { try? FileManager.default.removeItem(at: directory) }
         for index in 0..<count {
-            var bytes = [UInt8](repeating: 0, count: Self.size)
-            var generator = SeededGenerator(seed: UInt64(index))
-            bytes.withUnsafeMutableBytes { bytes in
-                for offset in stride(from: 0, to: bytes.count, by: 8) {
-                    bytes.storeBytes(of: generator.next(), toByteOffset: offset, as: UInt64.self)
-                }
-            }
+            let bytes = seededBytes(Self.size, seed: UInt64(index))
             try Data(bytes).write(to: directory.appendingPathComponent("\(index)"))
         }
         return try body(directory.path)
