@@ -94,6 +94,9 @@ extension SCSIOutcome {
     var senseData: SenseData? { status == .checkCondition ? SenseData(decoding: sense) : nil }
     var isGood: Bool { status == .good }
 
+    /// The segment that COPY ABORTED tells; -1 without.
+    var failedSegment: Int { senseData?.commandSpecificInformation.map { Int($0) } ?? -1 }
+
     func failed(_ key: SenseKey, _ code: AdditionalSenseCode) -> Bool {
         senseData?.key == key && senseData?.code == code
     }
@@ -103,6 +106,12 @@ extension SCSIOutcome {
         guard case .fieldPointer(inCDB: true, byte, _)? = senseData?.specific else { return false }
         return failed(.illegalRequest, .invalidFieldInCDB)
     }
+}
+
+extension CopyStatus {
+    /// Bytes written. (Not an Optional in the expectations: the testing library's comparison of Optional
+    /// integers reads one byte too many by AddressSanitizer's measure.)
+    var bytes: UInt64 { transferredBytes ?? .max }
 }
 
 /// Bytes without pattern, the same for the same seed.

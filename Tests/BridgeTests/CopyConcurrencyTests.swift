@@ -65,7 +65,7 @@ private final class Running: Sendable {
             held.source.awaitHeld()
             let status = try held.status()
             #expect(status.state == .inProgress && status.segmentsProcessed == UInt16(done))
-            #expect(status.transferredBytes == UInt64(done * Self.step))
+            #expect(status.bytes == UInt64(done * Self.step))
             #expect(status.transferCount >= last.transferCount)
             last = status
             held.source.letOne()
@@ -73,7 +73,7 @@ private final class Running: Sendable {
         #expect(copy.end().isGood)
         let final = try held.status()
         #expect(final.state == .completed && final.segmentsProcessed == 6)
-        #expect(final.transferredBytes == UInt64(6 * Self.step))
+        #expect(final.bytes == UInt64(6 * Self.step))
     }
 
     @Test func identifierInUseIsRefusedAndOthersRun() throws {
@@ -104,7 +104,7 @@ private final class Running: Sendable {
         held.source.release()
         #expect(copy.end().status == .taskAborted)
         let status = try held.status()
-        #expect(status.state == .failed && status.transferredBytes == UInt64(Self.step))
+        #expect(status.state == .failed && status.bytes == UInt64(Self.step))
         // The last step was under way; behind it nothing was touched.
         #expect(held.source.operations <= 1)
         #expect(held.bench.copy(held.list).isGood)
@@ -197,7 +197,7 @@ private final class Running: Sendable {
             }
             for copy in copies { #expect(copy.end().isGood) }
             let status = try CopyStatus(decoding: bench.results(.copyStatus, 2).dataIn)
-            #expect(status.segmentsProcessed == 128 && status.transferredBytes == UInt64(4 * part))
+            #expect(status.segmentsProcessed == 128 && status.bytes == UInt64(4 * part))
             device.close()
             let source = try contents(directory, 0)
             for unit in 1..<5 { #expect(try contents(directory, unit) == source) }

@@ -182,7 +182,7 @@ private struct Fixture {
         #expect(
             outcome.failed(key, code), "\(String(describing: outcome.senseData))", sourceLocation: location)
         if key == .copyAborted {
-            #expect(outcome.senseData?.commandSpecificInformation == 1, sourceLocation: location)
+            #expect(outcome.failedSegment == 1, sourceLocation: location)
         }
         #expect(try fixture.stores.map { try $0.all } == before, sourceLocation: location)
     }
@@ -353,7 +353,7 @@ private struct Fixture {
         #expect(bench.results(.copyStatus, 1, on: other).refused(cdbByte: 2))
         let status = try CopyStatus(decoding: bench.results(.copyStatus, 1).dataIn)
         #expect(status.state == .completed && status.segmentsProcessed == 2)
-        #expect(status.transferredBytes == 4096 && !status.heldDataDiscarded)
+        #expect(status.bytes == 4096 && !status.heldDataDiscarded)
         #expect(bench.results(.copyStatus, 1).refused(cdbByte: 2))
     }
 
@@ -397,7 +397,7 @@ private struct Fixture {
         #expect(sense.commandSpecificInformation == 1 && sense.information == 8 * 512)
         let status = try CopyStatus(decoding: bench.results(.copyStatus, 9).dataIn)
         #expect(status.state == .failed && status.segmentsProcessed == 1)
-        #expect(status.transferredBytes == 4 * 512)
+        #expect(status.bytes == 4 * 512)
         let details = try FailedSegmentDetails.decode(bench.results(.failedSegmentDetails, 9).dataIn)
         #expect(details?.status == 2 && details?.sense == outcome.sense)
         #expect(bench.results(.failedSegmentDetails, 9).refused(cdbByte: 2), "held once")
