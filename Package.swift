@@ -92,10 +92,7 @@ let package = Package(
             ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Bridge", "Blocks", log]),
         tests(
             "SystemTests",
-            [
-                "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Bridge", "ISCSI", "SCSI",
-                "AsyncIO", log,
-            ]),
+            ["outboard", "CLibNBD", "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -3,6 +3,7 @@ import Glibc
 import HostControl
 import NBD
 import OriginalImage
+import PhysicalCopy
 
 /// The program's exit statuses, after sysexits(3) (design §7). The one table of them.
 enum ExitStatus: Int32, Sendable {
@@ -78,6 +79,21 @@ extension LogError {
     }
 }
 
+extension CopyError {
+    var failure: Failure {
+        let status: ExitStatus =
+            switch kind {
+            case .damaged: .damaged
+            case .missing: .missing
+            case .cannotCreate: .cannotCreate
+            case .io: .io
+            case .cancelled: .tryAgain
+            case .notPermitted: .notPermitted
+            }
+        return Failure(status, description)
+    }
+}
+
 extension NBDServerError {
     var failure: Failure {
         switch self {
@@ -97,6 +113,7 @@ extension Failure {
         switch error {
         case let error as Failure: self = error
         case let error as StorageError: self = error.failure()
+        case let error as CopyError: self = error.failure
         case let error as NBDServerError: self = error.failure
         default: self.init(.io, "\(error)")
         }

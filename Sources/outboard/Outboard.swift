@@ -21,7 +21,7 @@ struct Outboard: AsyncParsableCommand {
             """,
         version: toolVersion,
         subcommands: [
-            HostCommand.self
+            HostCommand.self, BridgeCommand.self, ShowCommand.self, VerifyCommand.self, IntegrateCommand.self,
         ])
 
     static func main() async {

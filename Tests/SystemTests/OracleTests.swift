@@ -68,7 +68,7 @@ import Testing
         for writer in writers { writer.start() }
         for writer in writers { writer.waitForOperations(10) }
 
-        let copy = host.directory.file("copy")
+        let copy = host.directory("copy")
         let made = try Outboard.run([
             "copy", "--host", host.control, "--to", copy, "--mode", scenario.mode, "--end", scenario.end,
         ])
@@ -77,7 +77,7 @@ import Testing
             throw TestFailure("\(scenario): outboard copy ended with \(made.status): \(made.errors)")
         }
         let bytes = try contents(of: copy, scenario, host.directory)
-        guard host.stop().status == 0 else { throw TestFailure("\(scenario): the host failed") }
+        guard host.stop() == .exit(0) else { throw TestFailure("\(scenario): the host failed") }
         let instant = try Instant.of(copy)
         return writers.map { writer in
             let region = writer.oracle.region
@@ -96,7 +96,7 @@ import Testing
                 let integrated = try Outboard.run(["integrate", copy])
                 guard integrated.status == 0 else { throw TestFailure("integrate: \(integrated.errors)") }
             } else {
-                place = directory.file("restored")
+                place = directory("restored")
                 let restored = try Outboard.run(["restore", "volume", copy, "--to", place])
                 guard restored.status == 0 else { throw TestFailure("restore: \(restored.errors)") }
             }

@@ -1,0 +1,68 @@
+import AsyncIO
+import Blocks
+import Bridge
+import ISCSI
+import Logging
+import NIOCore
+
+/// One running bridge: units, copy manager and iSCSI target put together.
+final class BridgeService: Sendable {
+    /// ADDRESS:PORT.
+    let portal: String
+    let target: String
+    private let device: BridgeDevice
+    private let server: ISCSITarget
+
+    var units: [BridgeUnitSummary] { device.summaries }
+
+    private init(portal: String, target: String, device: BridgeDevice, server: ISCSITarget) {
+        self.portal = portal
+        self.target = target
+        self.device = device
+        self.server = server
+    }
+
+    static func start(_ settings: BridgeSettings) async throws -> BridgeService {
+        let logger = Console.logger("bridge")
+        guard ISCSITargetConfiguration.isValidName(settings.target) else {
+            throw Failure(
+                .usage,
+                "'\(settings.target)' is not an iSCSI name; an example: \(BridgeSettings.defaultTarget)")
+        }
+        let credentials = try settings.credentials()
+        let device = try open(settings.units, logger)
+        do {
+            let server = try await ISCSITarget.start(
+                device: device,
+                configuration: ISCSITargetConfiguration(
+                    host: settings.portal.host, port: settings.portal.port, targetName: settings.target,
+                    credentials: credentials),
+                logger: logger)
+            return BridgeService(
+                portal: Endpoint(host: settings.portal.host, port: server.port).text, target: settings.target,
+                device: device, server: server)
+        } catch {
+            device.close()
+            throw Failure(
+                .cannotCreate, "cannot listen on \(settings.portal.text): \(error); choose another --portal")
+        }
+    }
+
+    private static func open(_ units: [UnitArgument], _ logger: Logger) throws -> BridgeDevice {
+        do throws(BridgeError) {
+            return try BridgeDevice(
+                units: units.map { BridgeUnit(number: $0.number, path: $0.path, readOnly: $0.readOnly) },
+                logger: logger)
+        } catch {
+            switch error {
+            case .configuration: throw Failure(.usage, "\(error)")
+            case .storage(_, let cause): throw Failure(cause.failure().status, "\(error)")
+            }
+        }
+    }
+
+    func stop() async {
+        await server.shutdown()
+        device.close()
+    }
+}

@@ -1,0 +1,39 @@
+import ArgumentParser
+import PhysicalCopy
+
+struct IntegrateCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "integrate",
+        abstract: "Merge the original images of a copy made with `--mode append` into its data.",
+        discussion: """
+            Afterwards the data are the volume as of the instant, as they stand, and the originals' space is \
+            free. Everything is verified before anything is touched. It can be killed at any point and run \
+            again; on a copy that is integrated already it does nothing.
+            """)
+
+    @Argument(help: "The copy's directory.")
+    var copy: String
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    private struct Output: Encodable {
+        var copy: String
+        var state: String
+    }
+
+    func run() throws {
+        let copy = try PhysicalCopy(copy, for: .integrating)
+        let bar = ProgressBar()
+        defer { bar.clear() }
+        try copy.integrate(LocalData.open) { progress throws(CopyError) in
+            bar.update(phase: "\(progress.step)", done: progress.done, total: progress.total)
+        }
+        bar.clear()
+        if json {
+            try Console.print(json: Output(copy: copy.directory, state: copy.manifest.state.rawValue))
+        } else {
+            Console.print("integrated \(copy.directory)")
+        }
+    }
+}

@@ -1,0 +1,63 @@
+import ArgumentParser
+import Blocks
+import Foundation
+import PhysicalCopy
+
+struct ShowCommand: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "show", abstract: "Say what a copy is.",
+        discussion: """
+            Reads and checks the manifest only; `outboard verify` reads all of the copy. With --json it \
+            prints the manifest.
+            """)
+
+    @Argument(help: "The copy's directory.")
+    var copy: String
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    func run() throws {
+        let copy = try PhysicalCopy(copy)
+        if json { return try Console.print(json: copy.manifest) }
+        let manifest = copy.manifest
+        var rows: [(String, String)] = [
+            ("copy", copy.directory),
+            ("volume", "\(manifest.volume.source) (\(manifest.volume.uuid))"),
+            ("size", ByteCount(manifest.volume.size).rounded),
+            ("instant", Self.time(manifest.epoch.institutedAt)),
+            ("completed", Self.time(manifest.completedAt)),
+            ("mode", manifest.mode.rawValue),
+            ("state", manifest.state.rawValue),
+            (
+                "consistent as it stands",
+                manifest.isConsistentAsItStands ? "yes" : "no: integrate it, or restore"
+            ),
+            (
+                "originals preserved",
+                "\(manifest.epoch.entries) chunks of \(ByteCount(manifest.volume.chunkSize).rounded)"
+            ),
+            ("relation ended", manifest.epoch.ending.rawValue),
+            ("data", Self.text(copy.dataLocation)),
+        ]
+        if !manifest.frozen.isEmpty { rows.append(("frozen", manifest.frozen.joined(separator: ", "))) }
+        if let group = manifest.group { rows.append(("group", "\(group.uuid), \(group.members) volumes")) }
+        let width = rows.map(\.0.count).max() ?? 0
+        for (name, value) in rows {
+            Console.print(name.padding(toLength: width + 2, withPad: " ", startingAt: 0) + value)
+        }
+    }
+
+    /// Nanoseconds since 1970, to the millisecond, UTC.
+    static func time(_ nanoseconds: Int64) -> String {
+        Date(timeIntervalSince1970: Double(nanoseconds) / 1e9)
+            .formatted(Date.ISO8601FormatStyle(includingFractionalSeconds: true))
+    }
+
+    private static func text(_ location: DataLocation) -> String {
+        switch location {
+        case .member(let name), .path(let name): name
+        case .unit(let target, let number): "unit \(number) of \(target)"
+        }
+    }
+}

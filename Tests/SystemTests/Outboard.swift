@@ -1,0 +1,43 @@
+import Blocks
+import Foundation
+import TestSupport
+
+/// The built program.
+enum Outboard {
+    /// Of the variable `OUTBOARD_BINARY`, else the one that was built beside these tests.
+    static let binary: String = {
+        if let given = ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] { return given }
+        var directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
+            .deletingLastPathComponent()
+        while directory.path != "/" {
+            let candidate = directory.appendingPathComponent("outboard").path
+            if FileManager.default.isExecutableFile(atPath: candidate),
+                (try? URL(fileURLWithPath: candidate).resourceValues(forKeys: [.isRegularFileKey]))?
+                    .isRegularFile == true
+            {
+                return candidate
+            }
+            directory.deleteLastPathComponent()
+        }
+        preconditionFailure("the program outboard is not built; run swift build, or set OUTBOARD_BINARY")
+    }()
+
+    /// Runs it to its end.
+    static func run(
+        _ arguments: [String], environment: [String: String] = [:], seconds: Double = 120
+    ) throws -> ProgramResult {
+        try runProgram(binary, arguments, environment: environment, seconds: seconds)
+    }
+
+    static func start(
+        _ arguments: [String], environment: [String: String] = [:], keepsInputOpen: Bool = false
+    ) throws -> ChildProcess {
+        try ChildProcess(
+            binary, arguments, environment: environment, keepsInputOpen: keepsInputOpen)
+    }
+}
+
+struct TestFailure: Error, CustomStringConvertible {
+    let description: String
+    init(_ description: String) { self.description = description }
+}
