@@ -1,3 +1,4 @@
+import Agent
 import AsyncIO
 import Glibc
 import HostControl
@@ -94,6 +95,11 @@ extension CopyError {
     }
 }
 
+extension AgentError {
+    /// The agent has the statuses of the table by their numbers.
+    var failure: Failure { Failure(outboard.ExitStatus(rawValue: status.rawValue) ?? .software, description) }
+}
+
 extension NBDServerError {
     var failure: Failure {
         switch self {
@@ -112,6 +118,7 @@ extension Failure {
     init(_ error: any Error) {
         switch error {
         case let error as Failure: self = error
+        case let error as AgentError: self = error.failure
         case let error as StorageError: self = error.failure()
         case let error as CopyError: self = error.failure
         case let error as NBDServerError: self = error.failure

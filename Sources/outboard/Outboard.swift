@@ -21,7 +21,8 @@ struct Outboard: AsyncParsableCommand {
             """,
         version: toolVersion,
         subcommands: [
-            HostCommand.self, BridgeCommand.self, ShowCommand.self, VerifyCommand.self, IntegrateCommand.self,
+            HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
+            IntegrateCommand.self, RestoreCommand.self,
         ])
 
     static func main() async {

@@ -1,0 +1,159 @@
+import Agent
+import ArgumentParser
+import Blocks
+import PhysicalCopy
+
+struct CopyCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "copy",
+        abstract: "Duplicate a volume that is in use, as of one instant.",
+        discussion: """
+            Has the host preserve the originals of what applications overwrite from one instant on, has a \
+            bridge copy the raw volume with direct I/O, then lays the originals over that copy (overlay) or \
+            puts them behind it (append; `outboard integrate` merges them later, and a restore on the way). \
+            Either way the copy is the volume as of the instant. Applications wait only while the instant is \
+            made, whatever the volume's size.
+
+            The copy is a directory: manifest.json, data.img. Nothing has its final name before it is \
+            complete and flushed. SIGINT and SIGTERM end the epoch, thaw, and leave nothing half made; exit \
+            status 75.
+
+            Several --host make one group with one instant; each volume gets a directory of its own in --to, \
+            named after its control socket.
+
+            Without --bridge a private bridge is started, which reads source and cache and writes the copy on \
+            this machine. A standing bridge copies among its own units; --source-unit, --cache-unit and \
+            --copy-unit say which they are, and that the source unit is the host's source is checked before \
+            anything is copied.
+            """)
+
+    @Option(help: ArgumentHelp("A host's control socket. Repeat for a group.", valueName: "ctl.sock"))
+    var host: [String]
+
+    @Option(help: ArgumentHelp("The copy's directory; must not exist, unless --force.", valueName: "dir"))
+    var to: String
+
+    @Option(
+        help: ArgumentHelp("Lay the originals over the copy, or append them.", valueName: "overlay|append"))
+    var mode = Manifest.Mode.overlay
+
+    @Option(
+        help: ArgumentHelp(
+            "When copy-on-write ends: before the cache is copied, or after it, up to a marker.",
+            valueName: "before-cache-copy|after-cache-copy"))
+    var end = RelationEnd.beforeCacheCopy
+
+    @Option(
+        help: ArgumentHelp(
+            "A standing bridge, iscsi://[user[%secret]@]host[:port]/target. Default: a private one.",
+            valueName: "uri"))
+    var bridge: String?
+
+    @Option(help: ArgumentHelp("CHAP name and secret for --bridge; mode 0600.", valueName: "file"))
+    var chapFile: String?
+
+    @Option(help: ArgumentHelp("The bridge's unit that is the source.", valueName: "n"))
+    var sourceUnit: Int?
+
+    @Option(help: ArgumentHelp("The bridge's unit that is the cache.", valueName: "n"))
+    var cacheUnit: Int?
+
+    @Option(help: ArgumentHelp("The bridge's unit to copy to.", valueName: "n"))
+    var copyUnit: Int?
+
+    @Option(
+        help: ArgumentHelp(
+            "Freeze this mounted file system (FIFREEZE) for the instant. Repeat for more.",
+            valueName: "mountpoint"))
+    var freeze: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Run this by the shell before the instant, to quiesce applications; its failure ends the copy.",
+            valueName: "cmd"))
+    var preFreeze: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Run this by the shell after the instant, always, also on failure and on a signal.",
+            valueName: "cmd"))
+    var postThaw: String?
+
+    @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
+    var maxRate: ByteCount?
+
+    @Flag(help: "Replace a copy that is at --to, once the new one is complete.")
+    var force = false
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    func validate() throws {
+        if host.isEmpty { throw ValidationError("give --host CTL.sock, once for each volume") }
+        if maxRate?.bytes == 0 { throw ValidationError("--max-rate must be more than 0") }
+        let units = [sourceUnit, cacheUnit, copyUnit]
+        if bridge == nil, chapFile != nil || units.contains(where: { $0 != nil }) {
+            throw ValidationError(
+                "--chap-file, --source-unit, --cache-unit and --copy-unit belong to --bridge")
+        }
+        if bridge != nil, units.contains(where: { $0 == nil }) {
+            throw ValidationError("--bridge needs --source-unit, --cache-unit and --copy-unit")
+        }
+        if bridge != nil, host.count > 1 { throw ValidationError("--bridge serves one --host") }
+    }
+
+    private struct Output: Encodable { var copies: [CopyOutcome] }
+
+    func run() async throws {
+        let request = CopyRequest(
+            members: try CopyRequest.members(controls: host, directory: to), mode: mode, ending: end.ending,
+            bridge: try chosenBridge(), freeze: freeze, preFreeze: preFreeze, postThaw: postThaw,
+            maximumRate: maxRate?.bytes, force: force, tool: "outboard \(toolVersion)")
+        let outcomes = try await Sequences.run("copy") { world, cancellation, observer throws(AgentError) in
+            try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
+        }
+        if json { return try Console.print(json: Output(copies: outcomes)) }
+        for outcome in outcomes {
+            Console.print(
+                "copied \(outcome.volume) as of \(ShowCommand.time(outcome.instant)) to \(outcome.copy)")
+            Console.print(
+                "  \(ByteCount(outcome.bytes).rounded) in \(Self.seconds(outcome.copySeconds)) "
+                    + "(\(Self.rate(outcome.bytes, outcome.copySeconds))), all in \(Self.seconds(outcome.seconds)); "
+                    + "\(outcome.originals) originals, \(ByteCount(outcome.originalBytes).rounded); "
+                    + "writers waited \(Self.seconds(Double(outcome.gateNanoseconds) / 1e9))")
+        }
+    }
+
+    private func chosenBridge() throws -> CopyRequest.Bridge {
+        guard let bridge, let sourceUnit, let cacheUnit, let copyUnit else { return .privateOne }
+        let credentials = try chapFile.map { path throws(AgentError) in
+            try InitiatorCredentials(readingFile: path)
+        }
+        return .standing(
+            try BridgeAddress(parsing: bridge, credentials: credentials), source: sourceUnit,
+            cache: cacheUnit,
+            copy: copyUnit)
+    }
+
+    /// `1.234 s`, to the millisecond.
+    static func seconds(_ seconds: Double) -> String { "\((seconds * 1000).rounded() / 1000) s" }
+
+    static func rate(_ bytes: UInt64, _ seconds: Double) -> String {
+        seconds > 0 ? ByteCount(UInt64(Double(bytes) / seconds)).rounded + "/s" : "at once"
+    }
+}
+
+extension Manifest.Mode: ExpressibleByArgument {}
+
+/// `--end`.
+enum RelationEnd: String, ExpressibleByArgument {
+    case beforeCacheCopy = "before-cache-copy"
+    case afterCacheCopy = "after-cache-copy"
+
+    var ending: EpochDescription.Ending {
+        switch self {
+        case .beforeCacheCopy: .endedBeforeCacheCopy
+        case .afterCacheCopy: .endedAfterCacheCopy
+        }
+    }
+}

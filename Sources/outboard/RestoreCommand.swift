@@ -1,0 +1,64 @@
+import Agent
+import ArgumentParser
+import Blocks
+
+struct RestoreCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "restore", abstract: "Bring a copy back.", subcommands: [RestoreVolumeCommand.self])
+}
+
+struct RestoreVolumeCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "volume",
+        abstract: "Bring a whole volume back from a copy.",
+        discussion: """
+            A private bridge copies the data to the destination and, for a copy made with `--mode append`, \
+            the original images over them. A file that does not exist is made, and has its name only when it \
+            is complete; what is there is overwritten with --force only.
+
+            The live source of a running host is overwritten only with --force and --host, the host's control \
+            socket: no copy may be running, and applications' writes wait until it is done.
+            """)
+
+    @Argument(help: "The copy's directory.")
+    var copy: String
+
+    @Option(help: ArgumentHelp("A file or device of at least the volume's size.", valueName: "path"))
+    var to: String
+
+    @Option(
+        help: ArgumentHelp(
+            "The host that serves --to, to restore onto its live source.", valueName: "ctl.sock"))
+    var host: String?
+
+    @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
+    var maxRate: ByteCount?
+
+    @Flag(help: "Overwrite what is at --to.")
+    var force = false
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    func validate() throws {
+        if maxRate?.bytes == 0 { throw ValidationError("--max-rate must be more than 0") }
+        if host != nil, !force {
+            throw ValidationError("--host restores onto a live volume: give --force, too")
+        }
+    }
+
+    func run() async throws {
+        let request = RestoreRequest(
+            copy: copy, destination: to, force: force, host: host, maximumRate: maxRate?.bytes)
+        let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
+            try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
+        }
+        if json { return try Console.print(json: outcome) }
+        Console.print(
+            "restored \(outcome.copy) as of \(ShowCommand.time(outcome.instant)) to \(outcome.destination)")
+        Console.print(
+            "  \(ByteCount(outcome.bytes).rounded) and \(outcome.originals) originals in "
+                + "\(CopyCommand.seconds(outcome.seconds)) (\(CopyCommand.rate(outcome.bytes, outcome.seconds)))"
+        )
+    }
+}
