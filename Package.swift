@@ -92,7 +92,11 @@ let package = Package(
             ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Bridge", "Blocks", log]),
         tests(
             "SystemTests",
-            ["outboard", "CLibNBD", "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl"]),
+            [
+                "outboard", "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Bridge",
+                "ISCSI",
+                "SCSI", "AsyncIO", log,
+            ]),
     ],
     swiftLanguageModes: [.v6]
 )

@@ -231,7 +231,10 @@ public final class ScratchDirectory: Sendable {
         path = template.withUnsafeBufferPointer { String(cString: $0.baseAddress!) }
     }
 
-    deinit { _ = try? runProgram("rm", ["-rf", "--one-file-system", path]) }  // what is left over is /var/tmp's
+    deinit {
+        // What is left over is /var/tmp's.
+        _ = try? runProgram("rm", ["-rf", "--one-file-system", path])
+    }
 
     /// The path of a member.
     public func callAsFunction(_ name: String) -> String { path + "/" + name }
