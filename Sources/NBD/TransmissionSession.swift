@@ -92,7 +92,7 @@ final class TransmissionSession {
         var done = mailbox.takeAll()
         while let slot = done.popFirst() {
             if slot.request.length <= NBDLimits.inlinePayload {
-                pacer.record(slot.request.command, nanoseconds: slot.elapsed, onWorker: true)
+                pacer.record(slot.request.command, nanoseconds: slot.elapsed)
             }
             if slot.buffer.bytes.readableBytes > NBDLimits.gatheredReply {
                 send(slot.buffer.bytes)
@@ -126,7 +126,7 @@ final class TransmissionSession {
             let payload = UnsafeRawBufferPointer(rebasing: input[..<decoder.takePayload(available: count)])
             executor.execute(request, payload: payload, output: &output)
             executedInline += 1
-            pacer.record(request.command, nanoseconds: MonotonicClock.now &- start, onWorker: false)
+            pacer.record(request.command, nanoseconds: MonotonicClock.now &- start)
             return count
         }
         guard let slot = takeSlot(for: request) else { return nil }
@@ -157,7 +157,7 @@ final class TransmissionSession {
         if isInline(slot.request) {
             slot.execute()
             executedInline += 1
-            pacer.record(slot.request.command, nanoseconds: slot.elapsed, onWorker: false)
+            pacer.record(slot.request.command, nanoseconds: slot.elapsed)
             gather(slot)
             release(slot)
         } else {
