@@ -1,0 +1,187 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// Bad input gets a clear message and its exit status, and nothing is lost or half made.
+@Suite(.serialized) struct BadInputTests {
+    private func expect(
+        _ arguments: [String], exits status: Int32, saying text: String,
+        sourceLocation: SourceLocation = #_sourceLocation
+    ) throws {
+        let result = try Outboard.run(arguments)
+        #expect(result.status == status, "\(result)", sourceLocation: sourceLocation)
+        #expect(result.errors.contains(text), "\(result)", sourceLocation: sourceLocation)
+        #expect(result.output.isEmpty, "\(result)", sourceLocation: sourceLocation)
+    }
+
+    private func hostArguments(_ scratch: ScratchDirectory, source: String, cache: String) -> [String] {
+        [
+            "host", "--source", scratch(source), "--cache", scratch(cache), "--socket", scratch("x.sock"),
+            "--control", scratch("x.ctl"),
+        ]
+    }
+
+    private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+
+    @Test func hostRefusesWhatItCannotServe() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        try expect(
+            hostArguments(scratch, source: "absent", cache: "c"), exits: 66, saying: "No such file")
+        #expect(!exists(scratch("c")))
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "volume.img"), exits: 64,
+            saying: "it is the source itself")
+        #expect(link(scratch("volume.img"), scratch("same")) == 0)
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "same"), exits: 64,
+            saying: "it is the source itself")
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "c") + ["--cache-size", "8KiB"], exits: 73,
+            saying: "too small")
+        #expect(!exists(scratch("c")), "a cache that was made for nothing stays")
+        try makePatternFile(scratch("foreign"), count: 1 << 20)
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "foreign"), exits: 65, saying: "not blank")
+        #expect(!exists(scratch("x.sock")) && !exists(scratch("x.ctl")))
+    }
+
+    @Test func aCacheKnowsItsVolumeAndASourceItsHost() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        try makePatternFile(scratch("other"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "c"), exits: 75, saying: "another host")
+        try expect(
+            hostArguments(scratch, source: "other", cache: "volume.cache"), exits: 75,
+            saying: "another host uses this cache")
+        // A copy makes the cache belong to its volume.
+        let copied = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")])
+        #expect(copied.isSuccess, "\(copied)")
+        #expect(host.stop() == .exit(0))
+        try expect(
+            hostArguments(scratch, source: "other", cache: "volume.cache"), exits: 65,
+            saying: "belongs to another volume")
+        #expect(truncate(scratch("volume.img"), 2 << 20) == 0)
+        try expect(
+            hostArguments(scratch, source: "volume.img", cache: "volume.cache"), exits: 65,
+            saying: "says that the volume has")
+    }
+
+    @Test func copyRefusesBeforeAnythingIsMade() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let copy = ["copy", "--host", host.control, "--to"]
+        try expect(["copy", "--host", scratch("no.ctl"), "--to", scratch("a")], exits: 69, saying: "no.ctl")
+        try "no socket".write(toFile: scratch("file"), atomically: true, encoding: .utf8)
+        try expect(["copy", "--host", scratch("file"), "--to", scratch("a")], exits: 69, saying: "file")
+        try FileManager.default.createDirectory(atPath: scratch("there"), withIntermediateDirectories: false)
+        try expect(copy + [scratch("there")], exits: 73, saying: "not a copy")
+        // What is no copy is not replaced even then; a copy is (as made next).
+        try expect(copy + [scratch("there"), "--force"], exits: 73, saying: "not a copy")
+        #expect(try Outboard.run(copy + [scratch("one")]).isSuccess)
+        try expect(copy + [scratch("one")], exits: 73, saying: "--force")
+        #expect(try Outboard.run(copy + [scratch("one"), "--force"]).isSuccess)
+        let standing = ["--source-unit", "0", "--cache-unit", "1", "--copy-unit", "2"]
+        try expect(
+            copy + [scratch("a"), "--bridge", "iscsi://127.0.0.1:1/iqn.2026-01.net.example:none"] + standing,
+            exits: 69, saying: "iscsi://127.0.0.1:1")
+        try makeSparseFile(scratch("target"), size: 4 << 20)
+        let bridge = try BridgeProcess(units: [
+            "0=" + scratch("volume.img") + ",ro", "1=" + host.cache + ",ro", "2=" + scratch("target") + ",ro",
+        ])
+        try expect(
+            copy + [
+                scratch("a"), "--bridge", bridge.uri, "--source-unit", "0", "--cache-unit", "1",
+                "--copy-unit", "7",
+            ],
+            exits: 66, saying: "7")
+        try expect(
+            copy + [scratch("a"), "--bridge", bridge.uri] + standing, exits: 77, saying: "2")
+        #expect(!exists(scratch("a")))
+        #expect(try host.ask("volume.status").contains("\"isFrozen\":false"))
+        // After all that a copy still works.
+        let made = try Outboard.run(copy + [scratch("a")])
+        #expect(made.isSuccess, "\(made)")
+    }
+
+    @Test func aFlippedByteIsFound() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 2 << 20)
+        let host = try HostProcess(scratch)
+        let made = try Outboard.run(
+            ["copy", "--host", host.control, "--to", scratch("copy"), "--mode", "append"])
+        #expect(made.isSuccess, "\(made)")
+        #expect(try Outboard.run(["verify", scratch("copy")]).isSuccess)
+        for (member, place) in [("data.img", 12_345), ("data.img", (2 << 20) + 9), ("manifest.json", 40)] {
+            try flip(scratch("copy/" + member), at: place)
+            let found = try Outboard.run(["verify", scratch("copy")])
+            #expect(found.status == 65, "\(member) at \(place): \(found)")
+            try flip(scratch("copy/" + member), at: place)
+        }
+        #expect(try Outboard.run(["verify", scratch("copy")]).isSuccess)
+    }
+
+    private func flip(_ path: String, at place: Int) throws {
+        let file = try #require(FileHandle(forUpdatingAtPath: path))
+        defer { file.closeFile() }
+        try file.seek(toOffset: UInt64(place))
+        let byte = try #require(try file.read(upToCount: 1)?.first)
+        try file.seek(toOffset: UInt64(place))
+        try file.write(contentsOf: Data([byte ^ 0x10]))
+    }
+
+    @Test func restoreKeepsWhatIsThere() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 2 << 20)
+        let host = try HostProcess(scratch)
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+        try makePatternFile(scratch("kept"), count: 2 << 20, seed: 9)
+        let restore = ["restore", "volume", scratch("copy"), "--to", scratch("kept")]
+        try expect(restore, exits: 73, saying: "--force")
+        try makePatternFile(scratch("fresh"), count: 2 << 20, seed: 9)
+        #expect(try haveSameContents(scratch("kept"), scratch("fresh")))
+        #expect(try Outboard.run(restore + ["--force"]).isSuccess)
+        #expect(try haveSameContents(scratch("kept"), scratch("volume.img")))
+        try expect(["restore", "volume", scratch("none"), "--to", scratch("r")], exits: 66, saying: "none")
+        try expect(["show", scratch("none")], exits: 66, saying: "none")
+    }
+
+    @Test func aSecondCopyIsToldToTryAgain() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let first = try Outboard.start([
+            "copy", "--host", host.control, "--to", scratch("first"), "--post-thaw",
+            "touch \(scratch("begun")); until [ -e \(scratch("go")) ]; do sleep 0.05; done",
+        ])
+        // The first copy's epoch is open and held while its command waits for us.
+        let begun = try runProgram(
+            "bash", ["-c", "until [ -e \(scratch("begun")) ]; do sleep 0.05; done"], seconds: 30)
+        #expect(begun.isSuccess)
+        try expect(["copy", "--host", host.control, "--to", scratch("second")], exits: 75, saying: "copy")
+        #expect(!exists(scratch("second")))
+        try makeSparseFile(scratch("go"), size: 0)
+        #expect(first.wait() == .exit(0), "\(first.errors)")
+    }
+
+    @Test func anInterruptedCopyLeavesNothing() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let copy = try Outboard.start([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--max-rate", "64KiB", "--post-thaw",
+            "touch \(scratch("begun"))",
+        ])
+        let begun = try runProgram(
+            "bash", ["-c", "until [ -e \(scratch("begun")) ]; do sleep 0.05; done"], seconds: 30)
+        #expect(begun.isSuccess)
+        copy.signal(SIGINT)
+        #expect(copy.wait(seconds: 30) == .exit(75), "\(copy.errors)")
+        #expect(!exists(scratch("copy")))
+        #expect(try host.ask("volume.status").contains("\"state\":\"released\""))
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+    }
+}
