@@ -120,6 +120,13 @@ final class RestoreSite {
         }
     }
 
+    /// The same file; or the same device, by whatever node.
+    private static func isSame(_ a: stat, _ b: stat) -> Bool {
+        guard a.st_mode & S_IFMT == b.st_mode & S_IFMT else { return false }
+        if a.st_mode & S_IFMT == S_IFBLK { return a.st_rdev == b.st_rdev }
+        return a.st_dev == b.st_dev && a.st_ino == b.st_ino
+    }
+
     /// A host holds an exclusive lock on its source; a mounted device refuses exclusive opening.
     private static func checkUnused(_ destination: String, isDevice: Bool) throws(AgentError) {
         let inUse = AgentError(
@@ -138,9 +145,7 @@ final class RestoreSite {
     ) throws(AgentError) {
         let status = try line.status()
         var served = stat()
-        guard stat(status.source, &served) == 0, served.st_dev == information.st_dev,
-            served.st_ino == information.st_ino
-        else {
+        guard stat(status.source, &served) == 0, isSame(served, information) else {
             throw AgentError(
                 .usage, doing: doing, to: destination,
                 because: "the host at \(line.path) serves \(status.source)",
