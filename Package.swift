@@ -89,7 +89,10 @@ let package = Package(
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests(
             "AgentTests",
-            ["Agent", "PhysicalCopy", "HostControl", "SCSI", "ISCSI", "Bridge", "Blocks", log]),
+            [
+                "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Host", "SCSI", "ISCSI", "Bridge",
+                "AsyncIO", "Blocks", log,
+            ]),
         tests(
             "SystemTests",
             [

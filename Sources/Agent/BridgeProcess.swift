@@ -10,7 +10,7 @@ public final class BridgeProcess: BridgeConnection, Sendable {
 
     /// Starts it and logs in.
     /// - Parameter executable: started as `EXECUTABLE bridge --private --portal 127.0.0.1:0 --chap-file FILE
-    ///   --unit N=PATH[,ro]…`. It prints `ready HOST:PORT TARGET` on its standard output when it serves.
+    ///   --unit N=PATH[,ro][,nolock]…`. It prints `ready HOST:PORT TARGET` on its standard output when it serves.
     /// - Throws: what the child ended with, with its message; 69 when it does not get ready in time.
     public init(
         executable: String, units: [PrivateUnit], cancellation: CancellationToken
@@ -73,9 +73,7 @@ private final class Child: Sendable {
                 executable, "bridge", "--private", "--portal", "127.0.0.1:0", "--chap-file",
                 directory + "/chap",
             ]
-            for unit in units {
-                arguments += ["--unit", "\(unit.number)=\(unit.path)\(unit.isReadOnly ? ",ro" : "")"]
-            }
+            for unit in units { arguments += ["--unit", unit.argument] }
             let (process, input, output) = try Self.spawn(executable, arguments, messages)
             self.output = output
             state = Monitor(State(process: process, input: input))

@@ -72,12 +72,17 @@ public struct PrivateUnit: Hashable, Sendable {
     public var number: Int
     public var path: String
     public var isReadOnly: Bool
+    /// Whether the bridge takes it for itself when it is written; false where a host that stands still has it locked.
+    public var isLocked = true
 
     public init(_ number: Int, _ path: String, isReadOnly: Bool) {
         self.number = number
         self.path = path
         self.isReadOnly = isReadOnly
     }
+
+    /// As the command line of `bridge` takes it: `N=PATH`, then `,ro` or `,nolock`.
+    var argument: String { "\(number)=\(path)\(isReadOnly ? ",ro" : "")\(isLocked ? "" : ",nolock")" }
 }
 
 /// A bridge that was reached: the session, and whether it is ours to end.

@@ -125,9 +125,10 @@ public final class RestoreSequence {
     private func restore(
         _ plan: Plan, from data: String, size: UInt64, to site: RestoreSite, check: any BlockStore
     ) throws(AgentError) {
+        var place = PrivateUnit(1, site.path, isReadOnly: false)
+        place.isLocked = !site.isLive
         let bridge = try world.startPrivateBridge(
-            [PrivateUnit(0, data, isReadOnly: true), PrivateUnit(1, site.path, isReadOnly: false)],
-            cancellation)
+            [PrivateUnit(0, data, isReadOnly: true), place], cancellation)
         defer { bridge.end() }
         let source = try bridge.copier.unit(0)
         let target = try bridge.copier.unit(1)

@@ -12,6 +12,8 @@ final class RestoreSite {
     private let force: Bool
     private let isNewFile: Bool
     private let line: (any HostLine)?
+    /// The source of a running host, which keeps its lock on it.
+    var isLive: Bool { line != nil }
     private let observer: any SequenceObserver
     /// When the freeze was asked for, by the monotonic clock; nil: not frozen by us.
     private var frozenSince: UInt64?

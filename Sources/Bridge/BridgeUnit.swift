@@ -10,6 +10,9 @@ public struct BridgeUnit: Hashable, Sendable {
     public var readOnly: Bool
     /// Bytes of a logical block, one of ``BridgeLimits/blockSizes``.
     public var blockSize: UInt32
+    /// Taken for itself when it is written. Without, somebody else may have it locked: a restore writes the source
+    /// of a host that stands still and keeps its lock.
+    public var isLocked = true
     /// What people call it, in the log; the path unless given.
     public var name: String?
 

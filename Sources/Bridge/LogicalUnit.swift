@@ -59,10 +59,10 @@ final class LogicalUnit: Sendable {
         let file: StorageFile
         do throws(StorageError) {
             // A source is read while the host that serves it holds its lock; what is written must be
-            // nobody else's.
+            // nobody else's, unless it was said that it is.
             file = try StorageFile.open(
                 unit.path, access: unit.readOnly ? .readOnly : .readWrite, mode: .direct,
-                lock: unit.readOnly ? .none : .exclusive)
+                lock: unit.readOnly || !unit.isLocked ? .none : .exclusive)
         } catch { throw .storage(unit: unit.number, error) }
         do throws(BridgeError) {
             return try LogicalUnit(unit, store: file, storage: StorageKey(file.identity), file: file)

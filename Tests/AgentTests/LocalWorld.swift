@@ -1,0 +1,252 @@
+import AsyncIO
+import Blocks
+import Bridge
+import Foundation
+import Glibc
+import Host
+import HostControl
+import ISCSI
+import Logging
+import PhysicalCopy
+import TestSupport
+
+@testable import Agent
+
+/// Real volumes, a real bridge behind real iSCSI, in one process; what is done to hosts and file systems is recorded
+/// in its order, and any of it can be made to fail.
+final class LocalWorld: Sendable {
+    struct State {
+        var log: [String] = []
+        var failAt: String?
+        /// Called when that is about to be done.
+        var before: [String: @Sendable () -> Void] = [:]
+        var volumes: [String: LocalVolume] = [:]
+        var notices: [String] = []
+    }
+    let directory: String
+    let state = Monitor(State())
+
+    init() {
+        var template = Array("/tmp/outboard-agent-XXXXXX".utf8CString)
+        directory = String(cString: mkdtemp(&template)!)
+    }
+
+    deinit { try? FileManager.default.removeItem(atPath: directory) }
+
+    func path(_ name: String) -> String { directory + "/" + name }
+    var log: [String] { state.withLock { $0.log } }
+    var names: [String] { (try? FileManager.default.contentsOfDirectory(atPath: directory).sorted()) ?? [] }
+
+    /// Records, and fails where it shall.
+    func record(_ what: String) throws(AgentError) {
+        let (fails, hook) = state.withLock { state -> (Bool, (@Sendable () -> Void)?) in
+            state.log.append(what)
+            return (state.failAt == what, state.before[what])
+        }
+        hook?()
+        if fails { throw AgentError(.io, doing: what, to: "", because: "the test says so") }
+    }
+
+    static func open(_ path: String, _ writable: Bool) throws(AgentError) -> any BlockStore {
+        do throws(StorageError) {
+            return try StorageFile.open(
+                path, access: writable ? .readWrite : .readOnly, mode: .pageCache, lock: .none)
+        } catch { throw AgentError(.inputMissing, doing: "opening", to: path, because: "\(error)") }
+    }
+
+    func addVolume(_ name: String, size: Int, seed: UInt64, cache: Int = 8 << 20) throws -> LocalVolume {
+        let volume = try LocalVolume(name, in: self, size: size, seed: seed, cache: cache)
+        state.withLock { $0.volumes[name] = volume }
+        return volume
+    }
+
+    func collaborators() -> Collaborators {
+        var world = Collaborators(executable: "/nonexistent") { path, writable throws(AgentError) in
+            try LocalWorld.open(path, writable)
+        }
+        world.connectHost = { [self] control throws(AgentError) in
+            let name = control.split(separator: ".").first.map(String.init) ?? ""
+            guard let volume = state.withLock({ $0.volumes[name] }) else {
+                throw AgentError(.unavailable, doing: "reaching", to: control, because: "absent")
+            }
+            return LocalLine(volume, self)
+        }
+        world.openSnapshot = { [self] status throws(AgentError) in
+            let volume = state.withLock {
+                $0.volumes.values.first { $0.uuid.uuidString == status.volumeUUID }
+            }
+            guard let snapshot = volume?.volume.snapshot else {
+                throw AgentError(.inputMissing, doing: "opening the snapshot", to: "", because: "none")
+            }
+            return snapshot
+        }
+        world.startPrivateBridge = { [self] units, cancellation throws(AgentError) in
+            try record("bridge")
+            return try LocalBridge(units, self)
+        }
+        world.freezeFileSystem = { [self] path throws(AgentError) in try record("freeze \(path)") }
+        world.thawFileSystem = { [self] path throws(AgentError) in try record("thaw \(path)") }
+        world.runCommand = { [self] command throws(AgentError) in try record("run \(command)") }
+        return world
+    }
+
+    func copy(
+        _ request: CopyRequest, cancellation: CancellationToken = CancellationToken()
+    ) async throws -> [CopyOutcome] {
+        try await onThread { [self] in
+            try CopySequence(request, collaborators(), cancellation: cancellation, observer: self).run()
+        }
+    }
+
+    func restore(
+        _ request: RestoreRequest, cancellation: CancellationToken = CancellationToken()
+    ) async throws -> RestoreOutcome {
+        try await onThread { [self] in
+            try RestoreSequence(request, collaborators(), cancellation: cancellation, observer: self).run()
+        }
+    }
+}
+
+extension LocalWorld: SequenceObserver {
+    func progress(_ progress: SequenceProgress) {}
+    func notice(_ text: String) { state.withLock { $0.notices.append(text) } }
+}
+
+/// Runs what blocks on a thread of its own.
+func onThread<Result: Sendable>(_ body: @escaping @Sendable () throws -> Result) async throws -> Result {
+    try await withCheckedThrowingContinuation { continuation in
+        precondition(BlockingThread.start { continuation.resume(with: Swift.Result { try body() }) })
+    }
+}
+
+/// A host's volume on files.
+final class LocalVolume: Sendable {
+    let name: String
+    let uuid = UUID()
+    let sourcePath: String
+    let cachePath: String
+    let volume: CopyOnWriteVolume
+    let size: Int
+
+    init(_ name: String, in world: LocalWorld, size: Int, seed: UInt64, cache: Int) throws {
+        self.name = name
+        self.size = size
+        sourcePath = world.path("\(name).source")
+        cachePath = world.path("\(name).cache")
+        var random = SeededGenerator(seed: seed)
+        let bytes = (0..<size).map { $0 / 8192 % 4 == 0 ? 0 : UInt8.random(in: 0...255, using: &random) }
+        try Data(bytes).write(to: URL(fileURLWithPath: sourcePath))
+        try Data(count: cache).write(to: URL(fileURLWithPath: cachePath))
+        volume = try CopyOnWriteVolume(
+            source: LocalWorld.open(sourcePath, true), cache: LocalWorld.open(cachePath, true),
+            settings: VolumeSettings(
+                uuid: uuid, chunkSize: 16384, durability: .process, boot: UUID()))
+    }
+
+    var contents: [UInt8] { Array(FileManager.default.contents(atPath: sourcePath) ?? Data()) }
+
+    /// Overwrites places all over the volume.
+    func scribble(_ seed: UInt64, times: Int = 40) {
+        var random = SeededGenerator(seed: seed)
+        for _ in 0..<times {
+            let start = Int.random(in: 0..<size, using: &random)
+            let count = Int.random(in: 1...min(40_000, size - start), using: &random)
+            let bytes = [UInt8](repeating: UInt8.random(in: 1...255, using: &random), count: count)
+            do { try volume.write(bytes, at: UInt64(start)) } catch { preconditionFailure("\(error)") }
+        }
+    }
+}
+
+/// The control line of a volume, recorded.
+final class LocalLine: HostLine {
+    let volume: LocalVolume
+    let world: LocalWorld
+    let holder = EpochHolder()
+    var path: String { volume.name + ".ctl" }
+
+    init(_ volume: LocalVolume, _ world: LocalWorld) {
+        self.volume = volume
+        self.world = world
+    }
+
+    func close() { holder.release() }
+
+    func call<M: ControlMethod>(
+        _ method: M.Type, _ parameters: M.Parameters, timeout: Double
+    ) throws(AgentError) -> M.Result {
+        if M.name != VolumeStatusMethod.name { try world.record("\(M.name) \(volume.name)") }
+        do {
+            return try answer(M.name, parameters) as! M.Result
+        } catch let error as ControlError {
+            throw AgentError(
+                .tryAgain, doing: M.name, to: path, because: error.message, cause: .control(error.code))
+        } catch { preconditionFailure("\(error)") }
+    }
+
+    private func answer(_ method: String, _ parameters: any Codable) throws -> any Codable {
+        let volume = volume.volume
+        switch (method, parameters) {
+        case (_, let freeze as VolumeFreezeMethod.Parameters):
+            try volume.freeze(timeout: freeze.timeout, renew: freeze.renew ?? false)
+            return Empty()
+        case (SnapshotMarkMethod.name, let epoch as EpochParameters):
+            return try volume.mark(epoch: UUID(uuidString: epoch.epoch)!)
+        case (SnapshotEndMethod.name, let epoch as EpochParameters):
+            return try volume.end(epoch: UUID(uuidString: epoch.epoch)!)
+        case (CacheReleaseMethod.name, let epoch as EpochParameters):
+            try volume.release(epoch: UUID(uuidString: epoch.epoch)!)
+            return Empty()
+        case (SnapshotBeginMethod.name, _): return try volume.begin(holder: holder)
+        case (VolumeThawMethod.name, _): return VolumeThawMethod.Result(wasFrozen: volume.thaw())
+        default:
+            return volume.status(
+                of: HostDescriptor(
+                    source: self.volume.sourcePath, cache: self.volume.cachePath, uris: [], socket: ""))
+        }
+    }
+}
+
+/// The bridge module behind its iSCSI transport, and our initiator.
+final class LocalBridge: BridgeConnection {
+    private let initiator: Initiator
+    private let target: ISCSITarget
+    private let world: LocalWorld
+    var copier: any ThirdPartyCopier { initiator }
+
+    init(_ units: [PrivateUnit], _ world: LocalWorld) throws(AgentError) {
+        self.world = world
+        let started = Monitor<Result<ISCSITarget, any Error>?>(nil)
+        let name = "iqn.2026-01.net.outboard:test"
+        Task.detached {
+            let result: Result<ISCSITarget, any Error>
+            do {
+                let device = try BridgeDevice(
+                    units: units.map { unit in
+                        var made = BridgeUnit(number: unit.number, path: unit.path, readOnly: unit.isReadOnly)
+                        made.isLocked = unit.isLocked
+                        return made
+                    }, logger: Logger(label: "bridge") { _ in SwiftLogNoOpLogHandler() })
+                result = .success(
+                    try await ISCSITarget.start(
+                        device: device,
+                        configuration: ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: name),
+                        logger: Logger(label: "iscsi") { _ in SwiftLogNoOpLogHandler() }))
+            } catch { result = .failure(error) }
+            started.withLockAndNotify { $0 = result }
+        }
+        do { target = try started.wait { $0 }.get() } catch {
+            throw AgentError(.inputMissing, doing: "starting a bridge", to: "", because: "\(error)")
+        }
+        initiator = try Initiator(BridgeAddress(host: "127.0.0.1", port: target.port, targetName: name))
+    }
+
+    func end() {
+        initiator.close()
+        let over = Monitor(false)
+        Task.detached { [target] in
+            await target.shutdown()
+            over.withLockAndNotify { $0 = true }
+        }
+        over.wait { $0 ? () : nil }
+    }
+}

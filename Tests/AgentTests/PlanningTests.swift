@@ -1,0 +1,161 @@
+import Blocks
+import OriginalImage
+import SCSI
+import TestSupport
+import Testing
+
+@testable import Agent
+
+@Suite struct PlanningTests {
+    @Test("Commands cover the runs exactly, in order, within every limit", arguments: 1...60)
+    func covers(seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        let blocks: [UInt64] = [512, 4096]
+        let (source, destination) = (
+            blocks.randomElement(using: &random)!, blocks.randomElement(using: &random)!
+        )
+        let block = max(source, destination)
+        var place: UInt64 = 0
+        let runs = (0..<Int.random(in: 0...30, using: &random)).map { _ -> CopyRun in
+            let count = UInt64.random(in: 0...40_000, using: &random) * block
+            place += UInt64.random(in: 0...10, using: &random) * block
+            defer { place += count }
+            return CopyRun(
+                source: UInt64.random(in: 0...1_000_000, using: &random) * block, destination: place,
+                count: count)
+        }
+        let limits = PlanLimits(
+            segments: Int.random(in: 1...20, using: &random),
+            segmentBytes: block * UInt64.random(in: 1...100_000, using: &random),
+            listBytes: 64 + Int.random(in: 32...400, using: &random), commands: 1,
+            hasBlockToBlock: Bool.random(using: &random), hasBlockToBlockWithOffset: true)
+        let commandBytes = UInt64.random(in: 1...200, using: &random) * (1 << 20)
+        let plan = try #require(
+            CommandPlan(
+                runs, sourceBlock: source, destinationBlock: destination, limits: limits,
+                commandBytes: commandBytes))
+        var moved: [CopyRun] = []
+        for command in plan {
+            #expect(!command.segments.isEmpty && command.segments.count <= limits.segments)
+            let list = 64 + command.segments.reduce(0) { $0 + $1.encoded().count }
+            #expect(list <= limits.listBytes)
+            var bytes: UInt64 = 0
+            for segment in command.segments {
+                let count: UInt64
+                switch segment.amount {
+                case .blocks(let number, ofDestination: false):
+                    #expect(source == destination && limits.hasBlockToBlock)
+                    count = UInt64(number) * source
+                case .bytes(let number, 0, 0): count = UInt64(number)
+                default: throw AgentError(.software, doing: "", to: "", because: "a foreign segment")
+                }
+                #expect(count > 0 && count <= limits.segmentBytes)
+                bytes += count
+                let run = CopyRun(
+                    source: segment.sourceLBA.value * source,
+                    destination: segment.destinationLBA.value * destination, count: count)
+                if let last = moved.last, last.source + last.count == run.source,
+                    last.destination + last.count == run.destination
+                {
+                    moved[moved.count - 1].count += run.count
+                } else {
+                    moved.append(run)
+                }
+            }
+            #expect(bytes == command.bytes && bytes <= max(commandBytes, limits.segmentBytes))
+        }
+        var expected: [CopyRun] = []
+        for run in runs where run.count > 0 {
+            if let last = expected.last, last.source + last.count == run.source,
+                last.destination + last.count == run.destination
+            {
+                expected[expected.count - 1].count += run.count
+            } else {
+                expected.append(run)
+            }
+        }
+        #expect(moved == expected)
+        #expect(plan.total == runs.reduce(0) { $0 + $1.count })
+    }
+
+    @Test func impossiblePlans() {
+        func plan(_ change: (inout PlanLimits) -> Void, _ source: UInt64 = 512) -> CommandPlan? {
+            var limits = PlanLimits(
+                segments: 8, segmentBytes: 1 << 20, listBytes: 1024, commands: 1, hasBlockToBlock: true,
+                hasBlockToBlockWithOffset: false)
+            change(&limits)
+            return CommandPlan([], sourceBlock: source, destinationBlock: 512, limits: limits)
+        }
+        #expect(plan { _ in } != nil)
+        #expect(plan({ _ in }, 4096) == nil)
+        #expect(plan { $0.segments = 0 } == nil)
+        #expect(plan { $0.segmentBytes = 511 } == nil)
+        #expect(plan { $0.listBytes = 64 + 27 } == nil)
+        #expect(plan { $0.listBytes = 0 } == nil)
+        #expect(plan { $0.hasBlockToBlock = false } == nil)
+    }
+
+    @Test("An overlay plan does what the originals one by one would do", arguments: 1...40)
+    func overlay(seed: UInt64) throws {
+        var random = SeededGenerator(seed: seed)
+        let size = UInt64.random(in: 1...200_000, using: &random)
+        let geometry = try #require(ChunkGeometry(volumeSize: size, chunkSize: 4096))
+        let chunks = (0..<geometry.chunkCount).filter { _ in Bool.random(using: &random) }
+        var order = chunks
+        if Bool.random(using: &random) { order.shuffle(using: &random) }
+        var position = LogFormat.firstBatch
+        let entries = order.map { chunk -> LogEntry in
+            if Int.random(in: 0..<4, using: &random) == 0 {
+                return LogEntry(chunk: chunk, position: 0, crc: 0)
+            }
+            if Int.random(in: 0..<5, using: &random) == 0 { position += 4096 }
+            defer { position += UInt64(geometry.paddedLength(of: chunk)) }
+            return LogEntry(chunk: chunk, position: position, crc: 1)
+        }
+        let base: UInt64 = 1 << 20
+        let plan = OverlayPlan(entries, geometry: geometry, base: base, block: 512)
+        // Where each block of the volume comes from.
+        var expected: [UInt64: UInt64?] = [:]
+        for entry in entries {
+            let range = geometry.range(of: entry.chunk)
+            for offset in stride(from: 0, to: range.count.roundedUp(to: 512), by: 512) {
+                let from: UInt64? = entry.isZero ? nil : base + entry.position + offset
+                expected.updateValue(from, forKey: range.offset + offset)
+            }
+        }
+        var found: [UInt64: UInt64?] = [:]
+        for run in plan.runs {
+            for offset in stride(from: 0, to: run.count, by: 512) {
+                #expect(found.updateValue(run.source + offset, forKey: run.destination + offset) == nil)
+            }
+        }
+        for range in plan.zeros {
+            for offset in stride(from: range.offset, to: range.end, by: 512) {
+                #expect(found.updateValue(UInt64?.none, forKey: offset) == nil)
+            }
+        }
+        #expect(found == expected)
+        #expect(
+            zip(plan.runs, plan.runs.dropFirst()).allSatisfy { $0.destination + $0.count <= $1.destination })
+        #expect(zip(plan.zeros, plan.zeros.dropFirst()).allSatisfy { $0.end < $1.offset })
+    }
+
+    @Test("Samples lie within the volume and hold both its ends")
+    func samples() {
+        for size: UInt64 in [1, 511, 4096, 100_000, 1 << 20, (1 << 20) + 1, 1 << 30, 1 << 45] {
+            let places = samplePlaces(of: size, block: 4096)
+            #expect(places.allSatisfy { $0.count > 0 && $0.end <= size })
+            #expect(places.contains { $0.offset == 0 } && places.contains { $0.end == size })
+        }
+    }
+
+    @Test func pacing() {
+        var pacer = Pacer(rate: 1 << 20)
+        #expect(pacer.commandBytes == 1 << 20)
+        #expect(pacer.take(1 << 20, now: 1000) == 0)
+        #expect(pacer.take(1 << 20, now: 1000) == 1_000_000_000)
+        #expect(pacer.take(1 << 20, now: 10_000_000_000) == 0)
+        var free = Pacer(rate: nil)
+        #expect(free.take(.max, now: 0) == 0)
+    }
+}

@@ -1,0 +1,226 @@
+import Blocks
+import Foundation
+import HostControl
+import PhysicalCopy
+import TestSupport
+import Testing
+
+@testable import Agent
+
+@Suite(.serialized) struct SequenceTests {
+    private func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
+        guard case .path(let path) = location else { preconditionFailure() }
+        do throws(AgentError) { return try LocalWorld.open(path, writable) } catch {
+            throw CopyError(.missing, "open", "\(error)")
+        }
+    }
+
+    private func contents(of copy: PhysicalCopy, _ size: Int) throws -> [UInt8] {
+        let store = try copy.openVolume(open)
+        return try store.bytes(at: 0, count: size)
+    }
+
+    @Test(
+        "A copy of a volume that changes all the while is the volume as of the instant; restored as well",
+        arguments: [Manifest.Mode.overlay, .append],
+        [EpochDescription.Ending.endedBeforeCacheCopy, .endedAfterCacheCopy])
+    func copies(mode: Manifest.Mode, ending: EpochDescription.Ending) async throws {
+        for (seed, size) in [(1, 3_000_320), (2, 5_242_880), (3, 1_234_567)] {
+            let world = LocalWorld()
+            let volume = try world.addVolume("a", size: size, seed: UInt64(seed))
+            let before = volume.contents
+            // Everything that happens to the epoch comes after the instant.
+            world.state.withLock { state in
+                state.before["bridge"] = { volume.scribble(UInt64(seed)) }
+                state.before["snapshot.end a"] = { volume.scribble(UInt64(seed) + 50) }
+                state.before["snapshot.mark a"] = { volume.scribble(UInt64(seed) + 50) }
+                state.before["thaw /mnt"] = { volume.scribble(UInt64(seed) + 100) }
+            }
+            let instant = Monitor<[UInt8]>(before)
+            world.state.withLock { state in
+                state.before["snapshot.begin a"] = { instant.withLock { $0 = volume.contents } }
+            }
+            let request = CopyRequest(
+                members: [.init(control: "a.ctl", destination: world.path("copy"))], mode: mode,
+                ending: ending,
+                freeze: ["/mnt"])
+            let outcome = try await world.copy(request)[0]
+            #expect(outcome.originals > 0)
+            let expected = instant.withLock { $0 }
+            #expect(volume.contents != expected)
+            do {
+                let copy = try PhysicalCopy(outcome.copy)
+                #expect(try contents(of: copy, size) == expected)
+                #expect(try copy.verify(open).isClean)
+            }
+            #expect(
+                volume.volume.status(
+                    of: .init(source: "", cache: "", uris: [], socket: "")
+                ).epoch?.state == .released)
+            let restored = try await world.restore(
+                RestoreRequest(copy: outcome.copy, destination: world.path("restored")))
+            #expect(restored.originals == (mode == .append ? outcome.originals : 0))
+            #expect(Array(FileManager.default.contents(atPath: world.path("restored")) ?? Data()) == expected)
+            #expect(world.names == ["a.cache", "a.source", "copy", "restored"])
+        }
+    }
+
+    @Test func orderOfAGroup() async throws {
+        let world = LocalWorld()
+        for (seed, name) in ["a", "b"].enumerated() {
+            _ = try world.addVolume(name, size: 1 << 20, seed: UInt64(seed))
+        }
+        try FileManager.default.createDirectory(atPath: world.path("set"), withIntermediateDirectories: false)
+        var request = CopyRequest(
+            members: try CopyRequest.members(controls: ["a.ctl", "b.ctl"], directory: world.path("set")))
+        request.freeze = ["/x", "/y"]
+        request.preFreeze = "pre"
+        request.postThaw = "post"
+        let outcomes = try await world.copy(request)
+        let quiescence = Array(world.log.drop { $0 == "bridge" }.prefix(12))
+        #expect(
+            quiescence == [
+                "run pre", "freeze /x", "freeze /y", "volume.freeze a", "volume.freeze b", "snapshot.begin a",
+                "snapshot.begin b", "volume.thaw b", "volume.thaw a", "thaw /y", "thaw /x", "run post",
+            ])
+        let manifests = try outcomes.map { try PhysicalCopy($0.copy).manifest }
+        #expect(manifests[0].group != nil && manifests[0].group == manifests[1].group)
+        #expect(manifests.map(\.frozen) == [["/x", "/y"], ["/x", "/y"]])
+    }
+
+    @Test(
+        "Whatever fails, everything thaws, the epoch is released and nothing stays",
+        arguments: [
+            "run pre", "freeze /x", "freeze /y", "volume.freeze b", "snapshot.begin a", "snapshot.begin b",
+            "volume.thaw a", "thaw /y", "run post", "snapshot.end a", "snapshot.end b", "cache.release b",
+        ])
+    func failures(at step: String) async throws {
+        let world = LocalWorld()
+        var volumes: [LocalVolume] = []
+        for (seed, name) in ["a", "b"].enumerated() {
+            volumes.append(try world.addVolume(name, size: 1 << 20, seed: UInt64(seed)))
+        }
+        var request = CopyRequest(
+            members: ["a", "b"].map { .init(control: "\($0).ctl", destination: world.path("copy-\($0)")) })
+        request.freeze = ["/x", "/y"]
+        request.preFreeze = "pre"
+        request.postThaw = "post"
+        world.state.withLock { $0.failAt = step }
+        await #expect(throws: AgentError.self) { try await world.copy(request) }
+        let log = world.log
+        #expect(log.contains("run post"))
+        for mountPoint in ["/x", "/y"] {
+            let frozen = log.contains("freeze \(mountPoint)") && step != "freeze \(mountPoint)"
+            #expect(log.contains("thaw \(mountPoint)") == frozen)
+        }
+        #expect(world.names == ["a.cache", "a.source", "b.cache", "b.source"])
+        for volume in volumes {
+            let status = volume.volume.status(of: .init(source: "", cache: "", uris: [], socket: ""))
+            // A thaw that was refused on purpose stays undone, and so does a release.
+            if step != "volume.thaw \(volume.name)" { #expect(!status.isFrozen) }
+            if step != "cache.release \(volume.name)", step != "snapshot.begin \(volume.name)" {
+                #expect(status.epoch == nil || status.epoch?.state == .released)
+            }
+            _ = volume.volume.thaw()
+        }
+    }
+
+    @Test func interruptedAnywhere() async throws {
+        for step in ["run pre", "freeze /x", "snapshot.begin a", "thaw /x", "snapshot.end a"] {
+            let world = LocalWorld()
+            let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+            let token = CancellationToken()
+            world.state.withLock { $0.before[step] = { token.cancel() } }
+            var request = CopyRequest(members: [.init(control: "a.ctl", destination: world.path("copy"))])
+            request.freeze = ["/x"]
+            request.preFreeze = "pre"
+            let error = await #expect(throws: AgentError.self) {
+                try await world.copy(request, cancellation: token)
+            }
+            #expect(error?.status == .tryAgain)
+            #expect(world.names == ["a.cache", "a.source"])
+            #expect(world.log.contains("freeze /x") == world.log.contains("thaw /x"))
+            let epoch = volume.volume.status(of: .init(source: "", cache: "", uris: [], socket: "")).epoch
+            #expect(epoch == nil || epoch?.state == .released)
+        }
+    }
+
+    @Test func aFullCacheAbandonsTheCopy() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 4 << 20, seed: 1, cache: 64 << 10)
+        world.state.withLock { $0.before["thaw /x"] = { volume.scribble(1) } }
+        var request = CopyRequest(members: [.init(control: "a.ctl", destination: world.path("copy"))])
+        request.freeze = ["/x"]
+        let error = await #expect(throws: AgentError.self) { try await world.copy(request) }
+        #expect(error?.status == .tryAgain)
+        #expect(error?.reason.contains("void") == true)
+        #expect(world.names == ["a.cache", "a.source"])
+    }
+
+    @Test func aSecondCopyIsRefusedAndADeadOneCleared() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        let line = LocalLine(volume, world)
+        _ = try line.call(SnapshotBeginMethod.self, Empty())
+        let request = CopyRequest(members: [.init(control: "a.ctl", destination: world.path("copy"))])
+        let error = await #expect(throws: AgentError.self) { try await world.copy(request) }
+        #expect(error?.status == .tryAgain)
+        line.close()
+        _ = try await world.copy(request)
+        #expect(world.state.withLock { $0.notices.count } == 1)
+    }
+
+    @Test func theWrongSourceIsNoticed() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        let other = try world.addVolume("b", size: 1 << 20, seed: 2)
+        var collaborators = world.collaborators()
+        collaborators.startPrivateBridge = { units, _ throws(AgentError) in
+            var units = units
+            units[0].path = other.sourcePath
+            return try LocalBridge(units, world)
+        }
+        let request = CopyRequest(members: [.init(control: "a.ctl", destination: world.path("copy"))])
+        let made = collaborators
+        let error = await #expect(throws: AgentError.self) {
+            _ = try await onThread {
+                try CopySequence(request, made, cancellation: CancellationToken(), observer: world).run()
+            }
+        }
+        #expect(error?.status == .inputMissing)
+        #expect(world.names == ["a.cache", "a.source", "b.cache", "b.source"])
+        withExtendedLifetime(volume) {}
+    }
+
+    @Test func restoreOntoWhatIsThere() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        let expected = volume.contents
+        let request = CopyRequest(
+            members: [.init(control: "a.ctl", destination: world.path("copy"))], mode: .append)
+        _ = try await world.copy(request)
+        try Data([1, 2]).write(to: URL(fileURLWithPath: world.path("small")))
+        func status(_ name: String, force: Bool, host: String? = nil) async -> AgentError.ExitStatus? {
+            do {
+                _ = try await world.restore(
+                    RestoreRequest(
+                        copy: world.path("copy"), destination: world.path(name), force: force, host: host))
+                return nil
+            } catch { return (error as? AgentError)?.status }
+        }
+        #expect(await status("small", force: false) == .cannotCreate)
+        #expect(await status("small", force: true) == .cannotCreate)
+        #expect(await status("copy", force: true) == .cannotCreate)
+        #expect(await status("copy/data.img", force: true) == .usage)
+        #expect(await status("absent/new", force: false) == .cannotCreate)
+        volume.scribble(9)
+        #expect(volume.contents != expected)
+        // Onto the live source, with the host standing still; a new file has no host.
+        #expect(await status("new", force: true, host: "a.ctl") == .usage)
+        #expect(await status("a.cache", force: true, host: "a.ctl") == .usage)
+        #expect(await status("a.source", force: true, host: "a.ctl") == nil)
+        #expect(volume.contents == expected)
+        #expect(world.log.suffix(3) == ["volume.freeze a", "bridge", "volume.thaw a"])
+        #expect(world.names == ["a.cache", "a.source", "copy", "small"])
+    }
+}
