@@ -88,7 +88,7 @@ public struct PrivateUnit: Hashable, Sendable {
 /// A bridge that was reached: the session, and whether it is ours to end.
 public protocol BridgeConnection: AnyObject, Sendable {
     var copier: any ThirdPartyCopier { get }
-    /// Ends the session, and a private bridge with it, so that its files are closed.
+    /// Ends the session, and a private bridge with it, so that its files are closed. May be called again.
     func end()
 }
 

@@ -194,11 +194,13 @@ public final class CopySequence {
         guard let copier = member.bridge?.copier, let source = member.source, let cache = member.cache else {
             preconditionFailure("a member without a bridge")
         }
-        let check = SourceCheck(
-            member: member, snapshot: try world.openSnapshot(member.status),
-            source: try copier.store(of: source), cache: try copier.store(of: cache),
-            localCache: try world.openStore(member.status.cache, false), bridge: copier.name)
-        do throws(AgentError) { try check.run(cancellation) } catch {
+        do throws(AgentError) {
+            let check = SourceCheck(
+                member: member, snapshot: try world.openSnapshot(member.status),
+                source: try copier.store(of: source), cache: try copier.store(of: cache),
+                localCache: try world.openStore(member.status.cache, false), bridge: copier.name)
+            try check.run(cancellation)
+        } catch {
             // The snapshot goes away when its epoch does: then that is the reason, not what was read.
             _ = try member.checkEpoch()
             throw error

@@ -211,6 +211,7 @@ final class LocalBridge: BridgeConnection {
     private let initiator: Initiator
     private let target: ISCSITarget
     private let world: LocalWorld
+    private let isOver = Monitor(false)
     var copier: any ThirdPartyCopier { initiator }
 
     init(_ units: [PrivateUnit], _ world: LocalWorld) throws(AgentError) {
@@ -241,6 +242,12 @@ final class LocalBridge: BridgeConnection {
     }
 
     func end() {
+        guard
+            !isOver.withLock({ over in
+                defer { over = true }
+                return over
+            })
+        else { return }
         initiator.close()
         let over = Monitor(false)
         Task.detached { [target] in
