@@ -83,7 +83,8 @@ final class Mailbox: Sendable {
 }
 
 /// Threads that execute requests which may block: as many as there are requests in flight, started when
-/// needed, reused last in first out, and ended after some idle time. A request never waits for another one's
+/// needed, reused last in first out, and ended after some idle time (for a moment one more than that, when a
+/// request comes while a worker is on its way from its last one to bed). A request never waits for another one's
 /// end unless the system gives no thread.
 final class WorkerPool: Sendable {
     private struct State {

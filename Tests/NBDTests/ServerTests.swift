@@ -104,7 +104,8 @@ import Testing
                 for _ in 0..<count { if let reply = try client.reply() { cookies.insert(reply.cookie) } }
                 #expect(cookies.count == count)
                 #expect(store.state.withLock { $0.mostRunning } == limit)
-                #expect(server.load.workers <= limit)
+                // A thread that has given its reply away, and is not back yet, comes on top.
+                #expect(server.load.workers <= 2 * limit)
             }
         }
         for i in 0..<UInt64(100) {
