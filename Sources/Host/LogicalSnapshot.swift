@@ -64,6 +64,9 @@ final class LogicalSnapshot: BlockStore {
         let whole = volume.geometry.range(of: chunk)
         guard let part = whole.intersection(range) else { return }
         let target = slice(part, range, buffer)
+        if volume.defects.contains(.forgetsOneBit), !volume.log.contains(chunk) {
+            return try volume.source.read(at: part.offset, into: target)
+        }
         if part == whole { return try original(of: chunk, into: target) }
         // The CRC is the whole original's.
         let scratch = volume.buffers.take()

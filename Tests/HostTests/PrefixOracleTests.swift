@@ -64,7 +64,13 @@ private struct Oracle {
         var random = SeededGenerator(seed: seed)
         let changes = (0..<400).map { Change(number: $0, seed: seed, size: size, &random) }
         let stop = Monitor(false)
-        let writer = Worker { [issued, finished] in
+        let before = Int.random(in: 10..<60, using: &random)
+        let copied = Monitor(0)
+        let isStalled = Monitor(false)
+        if seed % 2 == 1 || !defects.isEmpty {
+            stall(source, after: before, isStalled, until: copied)
+        }
+        let writer = Worker { [issued, finished, isStalled] in
             for (number, change) in changes.enumerated() {
                 if stop.withLock({ $0 }) { return }
                 issued.withLockAndNotify { $0 = number + 1 }
@@ -78,29 +84,16 @@ private struct Oracle {
                     try volume.writeZeroes(range, options: [])
                 }
                 finished.withLockAndNotify { $0 = number + 1 }
+                isStalled.withLockAndNotify { _ in }
             }
         }
-        let before = Int.random(in: 10..<60, using: &random)
-        finished.wait { $0 >= before ? () : nil }
+        // Until the writer is far enough: in the middle of a write, if it is to stall.
+        isStalled.wait { stalled -> Void? in
+            let done = finished.withLock { $0 }
+            return stalled || done >= before && seed % 2 == 0 && defects.isEmpty || done == changes.count
+                ? () : nil
+        }
 
-        // A device that is slow just now: a write in flight is half done when the copier is half through. A host
-        // that drains waits for it, and the write for nothing but its own time-out.
-        let copied = Monitor(0)
-        let stalls = Monitor(1)
-        let patience: UInt64 = defects.contains(.skipsDrain) ? 5_000_000_000 : 30_000_000
-        if seed % 2 == 1 || !defects.isEmpty {
-            source.midWrite.withLock {
-                $0 = {
-                    guard
-                        stalls.withLock({ left in
-                            left -= 1
-                            return left >= 0
-                        })
-                    else { return }
-                    _ = copied.wait(nanoseconds: patience) { $0 >= size / 2 ? () : nil }
-                }
-            }
-        }
         let lowest = finished.withLock { $0 }
         let epoch = try volume.begin()
         let highest = issued.withLock { $0 }
@@ -126,6 +119,26 @@ private struct Oracle {
             if number < changes.count { changes[number].apply(to: &state) }
         }
         return .wrong
+    }
+
+    /// Has the device be slow in one write: it is half done when the copier is half through. A host that drains
+    /// waits for it, and the write for nothing but its own time-out.
+    private func stall(
+        _ source: FaultyStore, after before: Int, _ isStalled: Monitor<Bool>, until copied: Monitor<Int>
+    ) {
+        let patience: UInt64 = defects.contains(.skipsDrain) ? 5_000_000_000 : 30_000_000
+        let finished = finished
+        let half = size / 2
+        source.midWrite.withLock {
+            $0 = {
+                guard finished.withLock({ $0 }) >= before else { return }
+                let isFirst = isStalled.withLockAndNotify { stalled in
+                    defer { stalled = true }
+                    return !stalled
+                }
+                if isFirst { _ = copied.wait(nanoseconds: patience) { $0 >= half ? () : nil } }
+            }
+        }
     }
 
     private func overlay(_ cache: any BlockStore, on copy: inout [UInt8]) throws {

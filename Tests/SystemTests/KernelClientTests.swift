@@ -1,4 +1,5 @@
 import Foundation
+import TestSupport
 import Testing
 
 /// The kernel's own NBD client, of Debian's kernel in a virtual machine: this machine's may have none.
@@ -25,16 +26,16 @@ import Testing
     @Test(.enabled(if: Tier.isHost, "the virtual machine belongs to the host tier"))
     func makesMountsAndChecksAFileSystem() throws {
         let host = try HostProcess(size: 64 << 20)
-        let guest = host.directory.file("guest")
+        let guest = host.directory("guest")
         try Self.guest.write(toFile: guest, atomically: true, encoding: .utf8)
         let scripts =
             URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .deletingLastPathComponent().deletingLastPathComponent().path + "/scripts"
-        let machine = try tool(scripts + "/vm", [host.socket, guest])
-        #expect(machine.status == 0, "\(machine.output)\(machine.errors)")
+        let machine = try runProgram(scripts + "/vm", [host.socket, guest], seconds: 300)
+        #expect(machine.isSuccess, "\(machine)")
         #expect(machine.output.contains("ALL-EQUAL"))
-        #expect(host.stop().status == 0)
+        #expect(host.stop() == .exit(0), "\(host.process.errors)")
         // And with this machine's tools, what the guest's kernel left.
-        #expect(try tool("e2fsck", ["-fn", host.source]).status == 0)
+        #expect(try runProgram("e2fsck", ["-fn", host.source]).isSuccess)
     }
 }
