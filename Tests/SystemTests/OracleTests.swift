@@ -34,14 +34,19 @@ import Testing
         for verdict in verdicts { #expect(verdict.isConsistent, "\(scenario): \(verdict)") }
     }
 
-    /// The oracle must catch a host that does it wrong: each defect within some seeds. (A host that skips the drain
-    /// is caught where threads can be held at chosen places, in `HostTests`.)
+    /// A host that does it wrong must be caught within some seeds: by the oracle, or already by the copy itself,
+    /// which finds that the logical snapshot is not what the bridge reads and makes none. (`HostTests` has the oracle
+    /// alone find each defect, with threads held at chosen places; there a skipped drain, too.)
     @Test(arguments: ["preservesAfterWriting", "forgetsOneBit"])
     func aBrokenHostIsCaught(defect: String) throws {
         for seed in 0..<UInt64(40) {
-            let verdicts = try Self.run(
-                Scenario(seed: seed), environment: ["OUTBOARD_DEFECT": defect])
-            if verdicts.contains(where: { !$0.isConsistent }) { return }
+            do {
+                let verdicts = try Self.run(
+                    Scenario(seed: seed), environment: ["OUTBOARD_DEFECT": defect])
+                if verdicts.contains(where: { !$0.isConsistent }) { return }
+            } catch let failure as TestFailure where failure.description.contains("its contents at") {
+                return
+            }
         }
         Issue.record("forty copies of a host that \(defect) passed as right")
     }
