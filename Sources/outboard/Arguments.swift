@@ -35,17 +35,19 @@ struct Endpoint: ExpressibleByArgument, Sendable {
     var text: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 }
 
-/// `N=PATH[,ro]`.
+/// `N=PATH[,ro]`, and from the agent `N=PATH,nolock`: what the host of a live restore keeps locked.
 struct UnitArgument: ExpressibleByArgument, Sendable {
     var number: Int
     var path: String
     var readOnly: Bool
+    var isLocked = true
 
     init?(argument: String) {
         let parts = argument.split(separator: "=", maxSplits: 1)
         guard parts.count == 2, let number = Int(parts[0]), (0...16383).contains(number) else { return nil }
         readOnly = parts[1].hasSuffix(",ro")
-        path = String(readOnly ? parts[1].dropLast(3) : parts[1])
+        isLocked = !parts[1].hasSuffix(",nolock")
+        path = String(parts[1].dropLast(readOnly ? 3 : isLocked ? 0 : ",nolock".count))
         guard !path.isEmpty else { return nil }
         self.number = number
     }

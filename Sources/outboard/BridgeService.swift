@@ -51,7 +51,11 @@ final class BridgeService: Sendable {
     private static func open(_ units: [UnitArgument], _ logger: Logger) throws -> BridgeDevice {
         do throws(BridgeError) {
             return try BridgeDevice(
-                units: units.map { BridgeUnit(number: $0.number, path: $0.path, readOnly: $0.readOnly) },
+                units: units.map { unit in
+                    var made = BridgeUnit(number: unit.number, path: unit.path, readOnly: unit.readOnly)
+                    made.isLocked = unit.isLocked
+                    return made
+                },
                 logger: logger)
         } catch {
             switch error {
