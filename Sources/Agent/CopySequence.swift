@@ -15,6 +15,7 @@ public final class CopySequence {
     let cancellation: CancellationToken
     let observer: any SequenceObserver
     private var members: [CopyMember] = []
+    private var groupDirectory = GroupDirectory()
     private let started = MonotonicClock.now
 
     public init(
@@ -71,6 +72,7 @@ public final class CopySequence {
             do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
             member.line.close()
         }
+        groupDirectory.removeIfMade()
     }
 
     // MARK: Before anything is stopped
@@ -87,6 +89,7 @@ public final class CopySequence {
                 because: "a standing bridge's units are given for one host only",
                 advice: "leave out --bridge, or copy one host")
         }
+        try groupDirectory.make(for: request.members)
         for wanted in request.members {
             try cancellation.check()
             let line = try world.connectHost(wanted.control)

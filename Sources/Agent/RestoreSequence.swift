@@ -68,7 +68,7 @@ public final class RestoreSequence {
         let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(request.copy) }
         guard case .path(let data) = copy.dataLocation else {
             throw AgentError(
-                .usage, doing: "restoring", to: copy.directory,
+                .inputMissing, doing: "restoring", to: copy.directory,
                 because: "its data lie on a standing bridge's unit, which a private bridge cannot reach",
                 advice: "copy that unit's file or device with the bridge that has it")
         }

@@ -1,0 +1,24 @@
+import Glibc
+
+/// The directory that a group's copies lie in: made when it is not there, and taken away again when the copies fail.
+struct GroupDirectory {
+    private var made: String?
+
+    /// Makes the directory that the members share; one copy alone lies beside what was there before.
+    mutating func make(for members: [CopyRequest.Member]) throws(AgentError) {
+        guard members.count > 1, let slash = members[0].destination.lastIndex(of: "/") else { return }
+        let path = String(members[0].destination[..<slash])
+        guard !path.isEmpty else { return }
+        if mkdir(path, 0o755) == 0 {
+            made = path
+        } else if errno != EEXIST {
+            throw AgentError.system(
+                errno, doing: "making the directory of the copies", to: path, otherwise: .cannotCreate)
+        }
+    }
+
+    /// Only an empty one goes: what else came into it meanwhile is somebody's.
+    func removeIfMade() {
+        if let made { rmdir(made) }
+    }
+}
