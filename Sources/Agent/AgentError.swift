@@ -61,14 +61,15 @@ public struct AgentError: Error, Hashable, Sendable, CustomStringConvertible {
 
     /// `doing subject: reason; advice`.
     public var description: String {
-        let place = subject.isEmpty ? doing : "\(doing) \(subject)"
-        return "\(place): \(reason)" + (advice.map { "; \($0)" } ?? "")
+        "\(place): \(reason)" + (advice.map { "; \($0)" } ?? "")
     }
 
-    /// The same failure of something larger.
+    private var place: String { subject.isEmpty ? doing : "\(doing) \(subject)" }
+
+    /// The same failure of something larger. An interruption stays what it is.
     public func doing(_ outer: String, to subject: String) -> AgentError {
-        AgentError(
-            status, doing: outer, to: subject, because: "\(doing) \(self.subject): \(reason)", advice: advice,
-            cause: cause)
+        if cause == .interrupted { return self }
+        return AgentError(
+            status, doing: outer, to: subject, because: "\(place): \(reason)", advice: advice, cause: cause)
     }
 }
