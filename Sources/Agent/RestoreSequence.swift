@@ -77,8 +77,9 @@ public final class RestoreSequence {
         let site = try RestoreSite(
             request, size: manifest.volume.size, isOf: copy, world: world, observer: observer)
         do throws(AgentError) {
+            try check(copy, in: store)
             try site.hold()
-            try restore(plan, from: data, size: manifest.volume.size, to: site, check: store)
+            try restore(plan, from: data, size: manifest.volume.size, to: site)
             try site.complete()
         } catch {
             site.giveUp()
@@ -110,20 +111,30 @@ public final class RestoreSequence {
         let entries = try onLog("reading the original images of", copy.directory) { () throws(LogError) in
             try reader.index().entries
         }
-        // Originals are checked before they go over the data, not after.
-        _ = try onLog("checking the original images of", copy.directory) { () throws(LogError) in
-            try reader.verify()
-        }
         let overlay = OverlayPlan(
             entries, geometry: reader.geometry, base: portion.offset, block: Self.blockBytes)
         return (store, Plan(overlay: overlay, originals: UInt64(entries.count)))
+    }
+
+    /// Reads all of the copy and compares it with its checksums: before anything is written, and before a host
+    /// is stopped.
+    private func check(_ copy: PhysicalCopy, in store: any BlockStore) throws(AgentError) {
+        let total = copy.manifest.data.length + (copy.manifest.originals?.length ?? 0)
+        var done: UInt64 = 0
+        try onCopy { () throws(CopyError) in
+            try copy.requireWhole(in: store) { count throws(CopyError) in
+                done += count
+                observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: total))
+                do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
+            }
+        }
     }
 
     /// Bytes of a block of the private bridge's units.
     private static let blockBytes: UInt64 = 512
 
     private func restore(
-        _ plan: Plan, from data: String, size: UInt64, to site: RestoreSite, check: any BlockStore
+        _ plan: Plan, from data: String, size: UInt64, to site: RestoreSite
     ) throws(AgentError) {
         var place = PrivateUnit(1, site.path, isReadOnly: false)
         place.isLocked = !site.isLive

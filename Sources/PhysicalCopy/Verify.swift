@@ -46,19 +46,58 @@ extension PhysicalCopy {
         } else {
             try verify(manifest.data, .data, in: store, &report, progress)
         }
-        if let originals = manifest.originals {
-            try verify(originals, .originals, in: store, &report, progress)
-            try verifyLog(originals, in: store, &report)
-        }
+        try verifyOriginals(in: store, &report, progress)
         return report
     }
 
+    /// The same for a copy that is to be read as a volume. One whose integrate was interrupted is as good as
+    /// any other then: originals lie over the slices that it may have changed, whose checksums do not hold.
+    /// - Parameters:
+    ///   - store: the copy's data, from ``openData(writable:_:)``.
+    ///   - progress: told the bytes done since it was told last; may throw to stop.
+    /// - Throws: `damaged` when anything does not fit, and then says where first.
+    public func requireWhole(
+        in store: any BlockStore, progress: (UInt64) throws(CopyError) -> Void = { _ in }
+    ) throws(CopyError) {
+        var report = VerifyReport()
+        try verifyOriginals(in: store, &report, progress)
+        if report.isClean {
+            let changed = manifest.state == .integrating ? try slicesOfOriginals(in: store) : []
+            try verify(manifest.data, .data, in: store, skipping: changed, &report, progress)
+        }
+        guard let first = report.findings.first else { return }
+        throw CopyError(
+            .damaged, "use the copy \(directory)",
+            "\(first.part.rawValue) at \(first.offset), \(first.length) bytes: \(first.problem)",
+            advice: "see all that is damaged with `outboard verify`, and use another copy")
+    }
+
+    private func slicesOfOriginals(in store: any BlockStore) throws(CopyError) -> Set<Int> {
+        guard manifest.originals != nil else { return [] }
+        let reader = try logReader(in: store)
+        do throws(LogError) {
+            // A chunk is never larger than a slice and both are powers of two: it lies in one slice.
+            return Set(
+                try reader.index().entries.map {
+                    Int(reader.geometry.range(of: $0.chunk).offset / manifest.data.checksums.sliceSize)
+                })
+        } catch { throw .log(error, "read the original images of \(directory)") }
+    }
+
+    private func verifyOriginals(
+        in store: any BlockStore, _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
+    ) throws(CopyError) {
+        guard let originals = manifest.originals else { return }
+        try verify(originals, .originals, in: store, &report, progress)
+        try verifyLog(originals, in: store, &report)
+    }
+
     private func verify(
-        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore, _ report: inout VerifyReport,
-        _ progress: (UInt64) throws(CopyError) -> Void
+        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore, skipping skipped: Set<Int> = [],
+        _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
         let buffer = TransferBuffer()
-        for (index, expected) in portion.checksums.values.enumerated() {
+        for (index, expected) in portion.checksums.values.enumerated() where !skipped.contains(index) {
             let slice = portion.checksums.range(ofSlice: index, length: portion.length)
             let place = ByteRange(offset: portion.offset + slice.offset, count: slice.count)
             let found = try SliceChecksums.checksum(of: place, in: store, buffer, progress: progress)

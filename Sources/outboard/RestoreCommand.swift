@@ -12,9 +12,11 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
         commandName: "volume",
         abstract: "Bring a whole volume back from a copy.",
         discussion: """
-            A private bridge copies the data to the destination and, for a copy made with `--mode append`, \
-            the original images over them. A file that does not exist is made, and has its name only when it \
-            is complete; what is there is overwritten with --force only.
+            The copy is read and compared with its checksums first; when anything does not fit, nothing is \
+            written and the exit status is 65. Then a private bridge copies the data to the destination and, \
+            for a copy made with `--mode append`, the original images over them. A file that does not exist \
+            is made, and has its name only when it is complete; what is there is overwritten with --force \
+            only.
 
             The live source of a running host is overwritten only with --force and --host, the host's control \
             socket: no copy may be running, and applications' writes wait until it is done.

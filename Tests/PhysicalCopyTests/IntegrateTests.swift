@@ -84,6 +84,11 @@ import Testing
         }
         #expect(try PhysicalCopy(sample.directory).manifest.state == .integrating)
         #expect(try !PhysicalCopy(sample.directory).verify(SampleCopy.open).isClean)
+        do {
+            // What lies under originals may have changed; as a volume the copy is whole.
+            let copy = try PhysicalCopy(sample.directory)
+            try copy.requireWhole(in: copy.openData(SampleCopy.open))
+        }
         do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
     }
