@@ -109,11 +109,12 @@ extension CopyOnWriteVolume {
         while true {
             let failure: LogError
             do throws(LogError) {
-                try log.append(UnsafeBufferPointer(rebasing: originals[..<remaining]))
+                try log.append(
+                    UnsafeBufferPointer(rebasing: originals[..<remaining]), epoch: epoch.uuid)
                 return true
             } catch { failure = error }
             if case .wrongState = failure {
-                epoch.waitUntilNotOpen()  // whoever ended or voided the log is about to say so
+                epoch.waitUntilNotOpen()  // whoever ended or voided it in the log has said so or is about to
                 return false
             }
             let until = deadline ?? MonotonicClock.now &+ UInt64(settings.blockSeconds * 1e9)
@@ -146,10 +147,11 @@ extension CopyOnWriteVolume {
         return over != nil || failure != .full
     }
 
-    /// Makes the epoch void. Writes go on unharmed from here on.
+    /// Makes the epoch void unless it is over. Writes go on unharmed from here on.
     func abandon(_ epoch: Epoch, _ reason: String) {
-        guard epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
-        log.void(reason)  // first on the cache, so that a crash cannot bring the epoch back
+        guard epoch.phase == .open, epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
+        // First on the cache, so that a crash cannot bring the epoch back.
+        log.void(reason, epoch: epoch.uuid)
         epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last
         isEpochOpen.store(false, ordering: .releasing)
     }

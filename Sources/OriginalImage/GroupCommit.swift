@@ -9,10 +9,14 @@ final class GatheringBatch: @unchecked Sendable {  // its users take turns, as s
         case failed(LogError)
     }
 
+    /// The epoch that the originals belong to.
+    let epoch: UUID
     var originals: [LogOriginal] = []
     /// Bytes that the originals take in the log.
     var bytes = 0
     var outcome: Outcome?
+
+    init(epoch: UUID) { self.epoch = epoch }
 
     func hasRoom(for count: Int, _ more: Int) -> Bool {
         originals.count + count <= LogLimits.entriesPerBatch && bytes + more <= LogLimits.batchBytes
@@ -30,13 +34,15 @@ final class GatherBuffers: @unchecked Sendable {  // only the leader uses it, an
 }
 
 extension OriginalImageLog {
-    /// Commits originals: at return they survive what the epoch's durability says, and ``readOriginal(of:into:)``
-    /// finds them. Many callers at once share a batch. More originals than a batch takes go into several, one
-    /// after the other.
-    /// - Throws: ``LogError/full``, ``LogError/store(_:)``, or ``LogError/wrongState(_:)`` when no epoch is open;
-    ///   then some of them may be in the log nevertheless, and the same call may be tried again only for those
-    ///   that ``contains(_:)`` denies.
-    public func append(_ originals: UnsafeBufferPointer<LogOriginal>) throws(LogError) {
+    /// Commits originals of `epoch`: at return they survive what its durability says, and
+    /// ``readOriginal(of:into:)`` finds them. Many callers at once share a batch. More originals than a batch
+    /// takes go into several, one after the other.
+    /// - Throws: ``LogError/full``, ``LogError/store(_:)``, or ``LogError/wrongState(_:)`` when that epoch is not
+    ///   open (any more), even if a later one is; then some of them may be in the log nevertheless, and the same
+    ///   call may be tried again only for those that ``contains(_:)`` denies.
+    public func append(
+        _ originals: UnsafeBufferPointer<LogOriginal>, epoch: UUID
+    ) throws(LogError) {
         let geometry = settings.geometry
         var next = originals.startIndex
         while next < originals.endIndex {
@@ -50,16 +56,18 @@ extension OriginalImageLog {
                 bytes += more
                 next += 1
             }
-            try commit(UnsafeBufferPointer(rebasing: originals[first..<next]), bytes)
+            try commit(UnsafeBufferPointer(rebasing: originals[first..<next]), bytes, epoch)
         }
     }
 
     private enum Turn {
         case done(GatheringBatch.Outcome)
-        case lead(LogPosition, epoch: UUID, durable: Bool, capacity: UInt64)
+        case lead(LogPosition, durable: Bool, capacity: UInt64)
     }
 
-    private func commit(_ originals: UnsafeBufferPointer<LogOriginal>, _ bytes: Int) throws(LogError) {
+    private func commit(
+        _ originals: UnsafeBufferPointer<LogOriginal>, _ bytes: Int, _ uuid: UUID
+    ) throws(LogError) {
         var mine: GatheringBatch?
         let turn = state.wait { state -> Turn? in
             let batch: GatheringBatch
@@ -69,10 +77,13 @@ extension OriginalImageLog {
                 guard let epoch = state.superblock.epoch, epoch.state == .open else {
                     return .done(.failed(.wrongState(state.superblock.epoch?.state)))
                 }
-                if let last = state.queue.last, last.hasRoom(for: originals.count, bytes) {
+                // A slow writer may come when its epoch is released and the next one open.
+                guard epoch.uuid == uuid else { return .done(.failed(.wrongState(.released))) }
+                if let last = state.queue.last, last.epoch == uuid, last.hasRoom(for: originals.count, bytes)
+                {
                     batch = last
                 } else {
-                    batch = GatheringBatch()
+                    batch = GatheringBatch(epoch: uuid)
                     state.queue.append(batch)
                 }
                 batch.originals.append(contentsOf: originals)
@@ -80,26 +91,24 @@ extension OriginalImageLog {
                 mine = batch
             }
             if let outcome = batch.outcome { return .done(outcome) }
-            guard !state.isCommitting, state.queue.first === batch, let epoch = state.superblock.epoch else {
-                return nil
-            }
+            guard !state.isCommitting, state.queue.first === batch else { return nil }
             state.isCommitting = true
             state.queue.removeFirst()
             return .lead(
-                state.head, epoch: epoch.uuid, durable: state.superblock.durability == .power,
+                state.head, durable: state.superblock.durability == .power,
                 capacity: state.superblock.capacity)
         }
         switch turn {
         case .done(.committed): return
         case .done(.failed(let error)): throw error
-        case .lead(let place, let epoch, let durable, let capacity):
+        case .lead(let place, let durable, let capacity):
             guard let batch = mine else { preconditionFailure("a leader has a batch") }
-            try lead(batch, at: place, epoch: epoch, durable: durable, capacity: capacity)
+            try lead(batch, at: place, durable: durable, capacity: capacity)
         }
     }
 
     private func lead(
-        _ batch: GatheringBatch, at place: LogPosition, epoch: UUID, durable: Bool, capacity: UInt64
+        _ batch: GatheringBatch, at place: LogPosition, durable: Bool, capacity: UInt64
     ) throws(LogError) {
         let length = LogFormat.blockSize + UInt64(batch.bytes)
         var failure: LogError?
@@ -107,7 +116,7 @@ extension OriginalImageLog {
             failure = .full
         } else {
             do throws(LogError) {
-                try write(batch.originals, at: place, epoch: epoch, durable: durable)
+                try write(batch.originals, at: place, epoch: batch.epoch, durable: durable)
             } catch { failure = error }
         }
         if failure == nil { enter(batch.originals, at: place) }

@@ -217,14 +217,16 @@ extension OriginalImageLog {
         }
     }
 
-    /// The open epoch's originals are not complete. Takes effect at once in this process; on the cache if it
+    /// The originals of `epoch` are not complete; nothing is done unless it is the open one. Takes effect at once in this process; on the cache if it
     /// can be written.
     /// - Returns: whether it stands on the cache; if not, later superblocks carry it, and
     ///   ``recordState()`` tries again.
     @discardableResult
-    public func void(_ reason: String) -> Bool {
+    public func void(_ reason: String, epoch: UUID) -> Bool {
         let changed = state.withLockAndNotify { state -> Bool in
-            guard state.superblock.epoch?.state == .open else { return false }
+            guard let found = state.superblock.epoch, found.uuid == epoch, found.state == .open else {
+                return false
+            }
             state.superblock.epoch?.state = .void
             state.superblock.epoch?.voidReason = reason
             return true

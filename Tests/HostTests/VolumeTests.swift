@@ -225,6 +225,63 @@ import Testing
         reader.join()
         #expect(seen.withLock { $0 } == [UInt8](repeating: 1, count: 8192))
     }
+
+    /// writer: has read originals for epoch 1, held │ epoch 1 ends or becomes void, is released; epoch 2 begins
+    /// │ writer goes on: its originals are no part of epoch 2.
+    @Test(arguments: [false, true])
+    func aLateWriterDoesNotCommitToTheNextEpoch(becomesVoid: Bool) throws {
+        let turnstile = Turnstile()
+        let volume = try volume(turnstile)
+        let first = try #require(UUID(uuidString: try volume.begin().uuid))
+        turnstile.hold(at: .readOriginals)
+        let writer = Worker { try volume.write([2], at: 0) }
+        turnstile.waitForArrival()
+        if becomesVoid {
+            volume.abandon(try #require(volume.epoch), "a test")
+        } else {
+            _ = try volume.end(epoch: first)
+        }
+        try volume.release(epoch: first)
+        let institution = Worker { _ = try volume.begin() }
+        while volume.isPrompt { sched_yield() }  // the gate is closed: the log is epoch 2's
+        turnstile.open()
+        writer.join()
+        institution.join()
+        #expect(volume.epochStatus?.number == 2 && volume.epochStatus?.state == .open)
+        #expect(volume.log.head.entries == 0)
+        guard volume.log.head.entries == 0 else { return }
+        try volume.write([3], at: 0)
+        #expect(volume.log.head.entries == 1)
+        #expect(try volume.snapshot?.bytes(at: 0, count: 2) == [2, 1])
+        let resumed = try CopyOnWriteVolume(
+            source: volume.source, cache: volume.log.store, settings: Fixture.settings(), defects: [])
+        #expect(resumed.log.finding == .resumed(entries: 1))
+    }
+
+    /// writer: has claimed for epoch 1, held │ epoch 2 begins │ writer cannot read its original: no harm to
+    /// epoch 2.
+    @Test func aLateWritersTroubleDoesNotVoidTheNextEpoch() throws {
+        let turnstile = Turnstile()
+        let source = FaultyStore([UInt8](repeating: 1, count: 40_960))
+        let volume = try CopyOnWriteVolume(
+            source: source, cache: FaultyStore(size: 1 << 20), settings: Fixture.settings(), defects: [],
+            hook: { turnstile.pass($0) })
+        let first = try #require(UUID(uuidString: try volume.begin().uuid))
+        turnstile.hold(at: .claimed)
+        let writer = Worker { try volume.write([2], at: 0) }
+        turnstile.waitForArrival()
+        _ = try volume.end(epoch: first)
+        try volume.release(epoch: first)
+        let institution = Worker { _ = try volume.begin() }
+        while volume.isPrompt { sched_yield() }
+        source.failsReads.store(true, ordering: .relaxed)
+        turnstile.open()
+        writer.join()
+        institution.join()
+        source.failsReads.store(false, ordering: .relaxed)
+        #expect(volume.epochStatus?.number == 2 && volume.epochStatus?.state == .open)
+        #expect(try volume.snapshot?.bytes(at: 0, count: 2) == [2, 1])
+    }
 }
 
 @Suite struct FreezeTests {

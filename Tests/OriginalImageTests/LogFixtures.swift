@@ -26,7 +26,9 @@ enum Fixture {
         return [UInt8](repeating: byte, count: geometry.length(of: chunk))
     }
 
-    static func append(_ chunks: [UInt64], to log: OriginalImageLog) throws {
+    /// Into the log's current epoch, or into `epoch`.
+    static func append(_ chunks: [UInt64], to log: OriginalImageLog, epoch: UUID? = nil) throws {
+        let epoch = epoch ?? log.epoch?.uuid ?? Self.epoch
         let contents = chunks.map { original($0, log.settings.geometry) }
         let all = contents.flatMap { $0 }
         try all.withUnsafeBytes { bytes in
@@ -37,7 +39,7 @@ enum Fixture {
                 originals.append(LogOriginal(chunk: chunk, bytes: part))
                 offset += content.count
             }
-            try originals.withUnsafeBufferPointer { try log.append($0) }
+            try originals.withUnsafeBufferPointer { try log.append($0, epoch: epoch) }
         }
     }
 

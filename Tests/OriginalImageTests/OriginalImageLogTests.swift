@@ -59,7 +59,13 @@ import Testing
         try Fixture.append([1], to: log)
         // Epoch 1's batches lie behind it and are not taken for its own.
         #expect(try LogReader(store).index().entries.map(\.chunk) == [1])
-        log.void("a test")
+        // A writer of epoch 1 that comes late finds it over.
+        #expect(throws: LogError.wrongState(.released)) {
+            try Fixture.append([2], to: log, epoch: Fixture.epoch)
+        }
+        log.void("the wrong one", epoch: Fixture.epoch)
+        #expect(log.epoch?.state == .open && log.head.entries == 1)
+        log.void("a test", epoch: try #require(log.epoch?.uuid))
         let again = try OriginalImageLog(store, settings: Fixture.settings())
         #expect(again.finding == .retained && again.epoch?.voidReason == "a test")
     }
