@@ -19,6 +19,8 @@ final class CopyMember {
     var source: UnitDescription?
     var cache: UnitDescription?
     var copy: UnitDescription?
+    /// The bridge's source unit was found to be the very file or device of the host.
+    var isSourceProven = false
     var marker: LogPosition?
     var copySeconds = 0.0
 

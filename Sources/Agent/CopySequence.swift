@@ -48,6 +48,7 @@ public final class CopySequence {
         try quiescence.institute(members)
         for member in members { try checkSource(member) }
         for member in members { try copyRaw(member) }
+        for member in members { try checkCopy(member) }
         for member in members { try endOrMark(member) }
         for member in members { try copyOriginals(member) }
         for member in members { try finishEpoch(member) }
@@ -197,15 +198,33 @@ public final class CopySequence {
         guard let copier = member.bridge?.copier, let source = member.source, let cache = member.cache else {
             preconditionFailure("a member without a bridge")
         }
+        try check(member, copier) { check, localCache throws(AgentError) in
+            try check.checkUnits(
+                (source, cache), source: try copier.store(of: source), cache: try copier.store(of: cache),
+                localCache: localCache)
+        }
+    }
+
+    private func checkCopy(_ member: CopyMember) throws(AgentError) {
+        guard let copier = member.bridge?.copier, let copy = member.copy else { preconditionFailure() }
+        observer.progress(SequenceProgress(phase: "checking the copy", done: 0, total: 0))
+        try check(member, copier) { check, localCache throws(AgentError) in
+            try check.checkCopy(try copier.store(of: copy), localCache: localCache)
+        }
+    }
+
+    private func check(
+        _ member: CopyMember, _ copier: any ThirdPartyCopier,
+        _ body: (SourceCheck, any BlockStore) throws(AgentError) -> Void
+    ) throws(AgentError) {
         do throws(AgentError) {
             let check = SourceCheck(
-                member: member, snapshot: try world.openSnapshot(member.status),
-                source: try copier.store(of: source), cache: try copier.store(of: cache),
-                localCache: try world.openStore(member.status.cache, false), bridge: copier.name)
-            try check.run(cancellation)
+                member: member, snapshot: try world.openSnapshot(member.status), bridge: copier.name,
+                cancellation: cancellation)
+            try body(check, try world.openStore(member.status.cache, false))
         } catch {
             // The snapshot goes away when its epoch does: then that is the reason, not what was read.
-            _ = try member.checkEpoch()
+            if error.status != .tryAgain { _ = try member.checkEpoch() }
             throw error
         }
     }

@@ -19,11 +19,11 @@ public enum AgentLimits {
     public static let smallestCommandBytes: UInt64 = 1 << 20
     /// EXTENDED COPY commands in flight.
     public static let commandsInFlight = 2
-    /// Places at which snapshot and bridge unit are compared, and bytes at each.
+    /// Places at which the logical snapshot is compared with the bridge's source unit and with the copy, where the
+    /// bridge names the source's storage, and where it does not; and bytes at each.
     public static let samples = 64
+    public static let samplesUnproven = 1_024
     public static let sampleBytes: UInt64 = 64 << 10
-    /// Bytes compared at the start and the end of the volume.
-    public static let edgeSampleBytes: UInt64 = 1 << 20
     /// Nanoseconds between two looks at the host while data are copied.
     public static let watchNanoseconds: UInt64 = 500_000_000
 }

@@ -168,20 +168,22 @@ public struct OverlayPlan: Hashable, Sendable {
     }
 }
 
-/// Places at which two views of a volume are compared: both ends, and some spread between.
-func samplePlaces(of size: UInt64, block: UInt64) -> [ByteRange] {
-    let edge = min(AgentLimits.edgeSampleBytes, size)
-    var places = [ByteRange(offset: 0, count: edge)]
-    if size > edge {
-        let start = (size - edge).roundedDown(to: block)
-        places.append(ByteRange(offset: start, count: size - start))
+/// Places at which two views of a volume are compared, in their order: both ends, and `count` drawn by lot between,
+/// each in a part of its own; all of a volume that they could cover.
+func samplePlaces(of size: UInt64, block: UInt64, count: Int) -> [ByteRange] {
+    let length = AgentLimits.sampleBytes
+    guard size > UInt64(count) * length else {
+        return stride(from: 0, to: size, by: Int(length)).map {
+            ByteRange(offset: $0, count: min(length, size - $0))
+        }
     }
-    let count = UInt64(AgentLimits.samples)
-    let length = min(AgentLimits.sampleBytes, size)
-    for index in 1...count {
-        let center = size / (count + 1) * index
-        let start = min(center, size - length).roundedDown(to: block)
-        places.append(ByteRange(offset: start, count: length))
+    var places = [ByteRange(offset: 0, count: length)]
+    let part = size / UInt64(count)
+    for index in 0..<UInt64(count) {
+        let start = UInt64.random(in: 0...(part - length)) + index * part
+        places.append(ByteRange(offset: start.roundedDown(to: block), count: length))
     }
+    let last = (size - length).roundedDown(to: block)
+    places.append(ByteRange(offset: last, count: size - last))
     return places
 }

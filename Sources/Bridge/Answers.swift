@@ -31,7 +31,10 @@ enum InquiryAnswer {
         [
             (VPDPageCode.supportedPages, { _ in .supportedPages(Self.pages.map(\.code)) }),
             (VPDPageCode.unitSerialNumber, { .unitSerialNumber($0.serial) }),
-            (VPDPageCode.deviceIdentification, { .deviceIdentification($0.designations) }),
+            (
+                VPDPageCode.deviceIdentification,
+                { .deviceIdentification($0.designations + $0.storageDesignations) }
+            ),
             (VPDPageCode.thirdPartyCopy, { _ in thirdPartyCopy }),
             (VPDPageCode.blockLimits, blockLimits),
             // Not told whether it rotates.

@@ -79,8 +79,16 @@ final class LogicalUnit: Sendable {
 
     var capacity: Capacity { Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize) }
 
-    /// What VPD page 83h tells, and nothing else, names this unit to the copy manager.
+    /// What names this unit to the copy manager, nothing else does; VPD page 83h tells them first.
     var designations: [DesignationDescriptor] { [naa, .t10Vendor(Identity.vendor, unique: serial)] }
+
+    /// What storage this is, for who knows it by itself; units may share it, so it names none of them.
+    var storageDesignations: [DesignationDescriptor] {
+        guard file != nil, let boot = MachineBoot.identifier else { return [] }
+        let name = StorageName(
+            boot: boot, device: storage.device, inode: storage.inode, isBlockDevice: storage.isBlockDevice)
+        return [name.designation]
+    }
 
     /// The bytes of `count` blocks from `lba`; nil when one of them, or `lba` itself, is not there.
     func range(_ lba: LBA, _ count: UInt64) -> ByteRange? {

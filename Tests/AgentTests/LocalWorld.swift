@@ -98,6 +98,38 @@ final class LocalWorld: Sendable {
         }
     }
 
+    /// One whose copy is in `copy`.
+    func member(_ name: String) -> CopyRequest.Member {
+        .init(control: "\(name).ctl", destination: path("copy"))
+    }
+
+    /// The same with a bridge that has its oddities.
+    func copy(
+        _ request: CopyRequest, cancellation: CancellationToken = CancellationToken(),
+        oddly change: (inout OddBridge.Oddities) -> Void
+    ) async throws -> [CopyOutcome] {
+        var oddities = OddBridge.Oddities()
+        change(&oddities)
+        var world = collaborators()
+        world.startPrivateBridge = { [self, oddities] units, _ throws(AgentError) in
+            let replaced = units.map { unit in
+                var unit = unit
+                unit.path = oddities.replace[unit.number] ?? unit.path
+                return unit
+            }
+            return OddBridge(try LocalBridge(replaced, self), oddities)
+        }
+        world.connectBridge = { [self, oddities] _, _ throws(AgentError) in
+            let units = oddities.replace.sorted { $0.key < $1.key }.map {
+                PrivateUnit($0.key, $0.value, isReadOnly: $0.key < 2)
+            }
+            return OddBridge(try LocalBridge(units, self), oddities)
+        }
+        return try await onThread { [self, world] in
+            try CopySequence(request, world, cancellation: cancellation, observer: self).run()
+        }
+    }
+
     func restore(
         _ request: RestoreRequest, cancellation: CancellationToken = CancellationToken()
     ) async throws -> RestoreOutcome {

@@ -192,6 +192,37 @@ import Testing
         withExtendedLifetime(volume) {}
     }
 
+    /// A clone that nobody could tell from the source by looking here and there: nine bytes differ.
+    @Test("A clone of the source is noticed, by its identity or by its contents", arguments: [true, false])
+    func aCloneIsNoticed(isNamed: Bool) async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 12 << 20, seed: 1)
+        var bytes = volume.contents
+        for place in 0..<9 { bytes[5_000_003 + place] ^= 0xFF }
+        try Data(bytes).write(to: URL(fileURLWithPath: world.path("clone")))
+        let error = await #expect(throws: AgentError.self) {
+            try await world.copy(CopyRequest(members: [world.member("a")])) { bridge in
+                bridge.replace = [0: world.path("clone")]
+                bridge.hidesStorage = !isNamed
+            }
+        }
+        #expect(error?.status == .inputMissing)
+        #expect(error?.reason.contains(isNamed ? "another file" : "its contents at") == true)
+        #expect(world.names == ["a.cache", "a.source", "clone"])
+    }
+
+    @Test("A bridge that does not copy what it shows is noticed")
+    func aWrongCopyIsNoticed() async throws {
+        let world = LocalWorld()
+        _ = try world.addVolume("a", size: 3 << 20, seed: 1)
+        let error = await #expect(throws: AgentError.self) {
+            try await world.copy(CopyRequest(members: [world.member("a")])) { $0.flipsAfterCopy = 2_000_001 }
+        }
+        #expect(error?.status == .corrupt)
+        #expect(error?.reason.contains("its contents at") == true)
+        #expect(world.names == ["a.cache", "a.source"])
+    }
+
     @Test func restoreOntoWhatIsThere() async throws {
         let world = LocalWorld()
         let volume = try world.addVolume("a", size: 1 << 20, seed: 1)

@@ -1,0 +1,64 @@
+import Blocks
+import SCSI
+
+@testable import Agent
+
+/// A bridge that is wrong in a way that can be chosen.
+final class OddBridge: BridgeConnection, ThirdPartyCopier {
+    struct Oddities: Sendable {
+        /// Paths of units, by their numbers, whatever was asked.
+        var replace: [Int: String] = [:]
+        /// As one on another machine, or of another make.
+        var hidesStorage = false
+        /// Where a byte of the copy is turned over after the first EXTENDED COPY.
+        var flipsAfterCopy: UInt64?
+        /// What EXTENDED COPY fails with.
+        var copyFailure: AgentError?
+    }
+    private let inner: any BridgeConnection
+    private let oddities: Oddities
+
+    init(_ inner: any BridgeConnection, _ oddities: Oddities) {
+        self.inner = inner
+        self.oddities = oddities
+    }
+
+    var copier: any ThirdPartyCopier { self }
+    func end() { inner.end() }
+
+    var name: String { "the odd bridge" }
+
+    func unit(_ number: Int) throws(AgentError) -> UnitDescription {
+        var unit = try inner.copier.unit(number)
+        if oddities.hidesStorage { unit.designators.removeAll { StorageName($0) != nil } }
+        return unit
+    }
+
+    func planLimits(of unit: UnitDescription) throws(AgentError) -> PlanLimits {
+        try inner.copier.planLimits(of: unit)
+    }
+
+    func copy(
+        to unit: UnitDescription, _ list: CopyParameterList, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError) {
+        if let failure = oddities.copyFailure { throw failure }
+        try inner.copier.copy(to: unit, list, isCancelled: isCancelled)
+        guard let place = oddities.flipsAfterCopy else { return }
+        let store = try inner.copier.store(of: unit)
+        do throws(StoreError) {
+            try store.write(store.bytes(at: place, count: 1).map { ~$0 }, at: place)
+        } catch {
+            throw AgentError(error, doing: "turning over", to: "")
+        }
+    }
+
+    func copiedBytes(of listIdentifier: UInt8, at unit: UnitDescription) -> UInt64? {
+        inner.copier.copiedBytes(of: listIdentifier, at: unit)
+    }
+
+    func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
+        try inner.copier.store(of: unit)
+    }
+
+    func close() { inner.copier.close() }
+}
