@@ -21,6 +21,12 @@ extension CopySequence {
             marker = try member.line.call(
                 SnapshotMarkMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
         }
+        guard marker.position <= member.status.cacheCapacity else {
+            throw AgentError(
+                .unavailable, doing: "asking the host at", to: member.line.path,
+                because: "its log's marker lies beyond the end of its cache",
+                advice: "check that the socket is that of an `outboard host` of this version")
+        }
         member.marker = LogPosition(
             position: marker.position, sequence: marker.sequence, entries: marker.entries)
     }

@@ -67,7 +67,7 @@ final class ProgressBar: Sendable {
             parts.append(ByteCount(UInt64(rate)).rounded + "/s")
             if total > done { parts.append("ETA " + duration((Double(total - done) / rate).rounded(.up))) }
         }
-        if let cacheFill { parts.append("cache \(Int(cacheFill * 100))%") }
+        if let cacheFill { parts.append("cache \(Int(min(max(cacheFill, 0), 1) * 100))%") }
         return parts.joined(separator: " ")
     }
 

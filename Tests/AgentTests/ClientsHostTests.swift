@@ -149,6 +149,60 @@ final class UnixServer: Sendable {
         }
     }
 
+    /// What `volume.status` says, some members changed.
+    private static func status(_ changed: [String: String]) -> String {
+        var members = [
+            "volumeUUID": "\"\(UUID().uuidString)\"", "source": "\"/s\"", "cache": "\"/c\"",
+            "size": "1048576", "chunkSize": "65536", "durability": "\"process\"",
+            "onCacheFull": "\"abandon\"", "isFrozen": "false", "uris": "[]", "socket": "\"/n\"",
+            "cacheCapacity": "1048576", "cacheUsed": "8192", "latencies": "{}",
+            "counters": #"""
+            {"reads":0,"readBytes":0,"writes":0,"writtenBytes":0,"zeroes":0,"trims":0,"trimsIgnored":0,"flushes":0,
+            "chunksPreserved":0,"zeroChunks":0,"batches":0}
+            """#.replacing("\n", with: ""),
+        ]
+        members.merge(changed) { $1 }
+        return "{" + members.map { "\"\($0)\":\($1)" }.joined(separator: ",") + "}"
+    }
+
+    @Test(
+        "Numbers of a host that cannot be are refused before anybody reckons with them",
+        arguments: [
+            [:], ["size": "0"], ["size": "18446744073709551615"], ["chunkSize": "1000"], ["chunkSize": "0"],
+            ["cacheCapacity": "18446744073709551615"], ["cacheUsed": "1048577"], ["volumeUUID": "\"x\""],
+            ["source": "\"relative\""],
+            [
+                "epoch": #"""
+                {"number":1,"uuid":"no","state":"open","institutedAt":0,"gateNanoseconds":0,"isHeld":true}
+                """#
+            ],
+        ] as [[String: String]])
+    func impossibleStatus(_ changed: [String: String]) throws {
+        let server = try UnixServer(
+            UnixServer.answering {
+                #"{"jsonrpc":"2.0","id":\#($0.id!),"result":\#(Self.status(changed))}"#
+            })
+        let client = try HostClient(path: server.path)
+        let error = failure { () throws(AgentError) in
+            _ = try client.call(VolumeStatusMethod.self, Empty())
+        }
+        #expect(error?.status == (changed.isEmpty ? nil : .unavailable))
+        if !changed.isEmpty { #expect(error?.reason.hasPrefix("its ") == true) }
+    }
+
+    @Test(arguments: [0, 4095, 18_446_744_073_709_547_520] as [UInt64])
+    func impossibleMarker(_ position: UInt64) throws {
+        let server = try UnixServer(
+            UnixServer.answering {
+                #"{"id":\#($0.id!),"result":{"position":\#(position),"sequence":1,"entries":2}}"#
+            })
+        let client = try HostClient(path: server.path)
+        let error = failure { () throws(AgentError) in
+            _ = try client.call(SnapshotEndMethod.self, .init(epoch: "e"))
+        }
+        #expect(error?.status == .unavailable)
+    }
+
     @Test func unknownRefusalIsTold() throws {
         let server = try UnixServer(
             UnixServer.answering { #"{"id":\#($0.id!),"error":{"code":-31000,"message":"of tomorrow"}}"# })

@@ -1,5 +1,7 @@
 /// Bounds of the agent's clients.
 public enum ClientLimits {
+    /// The largest volume or cache that is believed of a host, bytes.
+    public static let hostBytes: UInt64 = 1 << 60
     /// How long a host may take to answer a call that has no time of its own, seconds.
     public static let hostAnswerSeconds = 60.0
     /// Bytes of one NBD request with data; the protocol asks servers to take as much.

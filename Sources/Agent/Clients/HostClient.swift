@@ -74,6 +74,7 @@ public final class HostClient: Sendable {
         guard let result = answer.result else {
             throw Self.foreign(doing, path, "its answer has neither result nor error")
         }
+        if let flaw = (result as? any ForeignAnswer)?.flaw { throw Self.foreign(doing, path, flaw) }
         return result
     }
 
