@@ -95,16 +95,34 @@ final class CopyMember {
         return now.cacheCapacity == 0 ? 0 : Double(now.cacheUsed) / Double(now.cacheCapacity)
     }
 
-    /// Ends and releases the epoch as well as it can be done; for cleaning up.
-    /// - Returns: why it could not be.
-    func giveUpEpoch() -> AgentError? {
+    /// Ends and releases the epoch as well as it can be done; for cleaning up. When the line is lost, by another one:
+    /// an epoch that stays open fills the cache, and writers may have to wait for it.
+    /// - Returns: what people should know when it could not be done.
+    func giveUpEpoch(
+        reconnect: (String) throws(AgentError) -> any HostLine
+    ) -> String? {
         guard let epoch else { return nil }
         self.epoch = nil
         do throws(AgentError) {
-            _ = try line.call(
-                CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid),
-                timeout: AgentLimits.hostFlushSeconds)
+            do throws(AgentError) { try release(epoch, by: line) } catch {
+                guard error.cause == .disconnected || error.cause == .timedOut else { throw error }
+                line.close()
+                let another = try reconnect(line.path)
+                defer { another.close() }
+                try release(epoch, by: another)
+            }
             return nil
-        } catch { return error }
+        } catch {
+            // The host has it no more: there is nothing to release.
+            if error.cause == .control(.noSuchEpoch) { return nil }
+            return "epoch \(epoch.number) of \(status.source) could not be released: \(error); "
+                + "the next copy of this volume releases it"
+        }
+    }
+
+    private func release(_ epoch: EpochStatus, by line: any HostLine) throws(AgentError) {
+        _ = try line.call(
+            CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid), timeout: AgentLimits.hostFlushSeconds
+        )
     }
 }

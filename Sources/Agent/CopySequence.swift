@@ -66,9 +66,7 @@ public final class CopySequence {
 
     private func cleanUp() {
         for member in members {
-            if let failure = member.giveUpEpoch(), failure.status != .unavailable {
-                observer.notice("\(failure)")
-            }
+            if let notice = member.giveUpEpoch(reconnect: world.connectHost) { observer.notice(notice) }
             member.bridge?.end()
             do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
             member.line.close()

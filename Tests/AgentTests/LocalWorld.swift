@@ -18,6 +18,9 @@ final class LocalWorld: Sendable {
     struct State {
         var log: [String] = []
         var failAt: String?
+        /// The line on which that is asked is gone from then on.
+        var losesLineAt: String?
+        var refusesConnections = false
         /// Called when that is about to be done.
         var before: [String: @Sendable () -> Void] = [:]
         var volumes: [String: LocalVolume] = [:]
@@ -66,7 +69,7 @@ final class LocalWorld: Sendable {
         }
         world.connectHost = { [self] control throws(AgentError) in
             let name = control.split(separator: ".").first.map(String.init) ?? ""
-            guard let volume = state.withLock({ $0.volumes[name] }) else {
+            guard let volume = state.withLock({ $0.refusesConnections ? nil : $0.volumes[name] }) else {
                 throw AgentError(.unavailable, doing: "reaching", to: control, because: "absent")
             }
             return LocalLine(volume, self)
@@ -194,6 +197,7 @@ final class LocalLine: HostLine {
     let volume: LocalVolume
     let world: LocalWorld
     let holder = EpochHolder()
+    let isLost = Monitor(false)
     var path: String { volume.name + ".ctl" }
 
     init(_ volume: LocalVolume, _ world: LocalWorld) {
@@ -207,6 +211,14 @@ final class LocalLine: HostLine {
         _ method: M.Type, _ parameters: M.Parameters, timeout: Double
     ) throws(AgentError) -> M.Result {
         if M.name != VolumeStatusMethod.name { try world.record("\(M.name) \(volume.name)") }
+        if world.state.withLock({ $0.losesLineAt == "\(M.name) \(volume.name)" }) {
+            isLost.withLock { $0 = true }
+            holder.release()
+        }
+        if isLost.withLock({ $0 }) {
+            throw AgentError(
+                .unavailable, doing: M.name, to: path, because: "lost", cause: .disconnected)
+        }
         do {
             return try answer(M.name, parameters) as! M.Result
         } catch let error as ControlError {

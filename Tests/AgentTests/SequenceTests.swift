@@ -145,6 +145,27 @@ import Testing
         }
     }
 
+    @Test("An epoch whose line was lost is released by another", arguments: [true, false])
+    func aLostLine(comesBack: Bool) async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        world.state.withLock { state in
+            state.losesLineAt = "snapshot.end a"
+            if !comesBack {
+                state.before["snapshot.end a"] = { world.state.withLock { $0.refusesConnections = true } }
+            }
+        }
+        let error = await #expect(throws: AgentError.self) {
+            try await world.copy(CopyRequest(members: [world.member("a")]))
+        }
+        #expect(error?.status == .unavailable)
+        let epoch = volume.volume.status(of: .init(source: "", cache: "", uris: [], socket: "")).epoch
+        #expect(epoch?.state == (comesBack ? .released : .open))
+        let notices = world.state.withLock { $0.notices }
+        #expect(notices.count == (comesBack ? 0 : 1))
+        #expect(notices.allSatisfy { $0.contains("epoch 1 of") && $0.contains("the next copy") })
+    }
+
     @Test func aFullCacheAbandonsTheCopy() async throws {
         let world = LocalWorld()
         let volume = try world.addVolume("a", size: 4 << 20, seed: 1, cache: 64 << 10)
