@@ -37,9 +37,18 @@ public protocol ThirdPartyCopier: AnyObject, Sendable {
     /// Bytes that a running copy has written, as far as the copy manager knows it.
     func copiedBytes(of listIdentifier: UInt8, at unit: UnitDescription) -> UInt64?
     /// The unit's blocks as a store; flushed by SYNCHRONIZE CACHE, zeroed by WRITE SAME.
-    func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore
+    /// - Parameter isCancelled: true makes operations under way fail with ``StoreError/Code/gone``.
+    func store(
+        of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError) -> any BlockStore
     /// Ends the session; commands in flight are aborted by the target.
     func close()
+}
+
+extension ThirdPartyCopier {
+    func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
+        try store(of: unit) { false }
+    }
 }
 
 extension Initiator: ThirdPartyCopier {
@@ -62,8 +71,10 @@ extension Initiator: ThirdPartyCopier {
         try? copyStatus(lun: unit.number, listIdentifier: listIdentifier).transferredBytes
     }
 
-    public func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
-        try ISCSIStore(self, lun: unit.number)
+    public func store(
+        of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError) -> any BlockStore {
+        try ISCSIStore(self, lun: unit.number, patience: Patience(isCancelled: isCancelled))
     }
 }
 

@@ -41,7 +41,7 @@ extension CopySequence {
                 .inputMissing, doing: "using unit \(cache.number) of", to: copier.name,
                 because: "it is shorter than the host's cache is now", advice: "start that bridge anew")
         }
-        let target = try copier.store(of: copy)
+        let target = try copier.store(of: copy) { [cancellation] in cancellation.isCancelled }
         switch request.mode {
         case .overlay: try overlay(member, marker, onto: target)
         case .append:

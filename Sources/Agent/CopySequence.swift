@@ -37,7 +37,9 @@ public final class CopySequence {
             return outcomes
         } catch {
             cleanUp()
-            throw error
+            // What a session that was cut off makes fail is no failure of its own.
+            let isConsequence = error.status == .io || error.status == .unavailable
+            throw cancellation.isCancelled && isConsequence ? CancellationToken.interrupted : error
         }
     }
 

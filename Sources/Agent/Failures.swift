@@ -6,6 +6,10 @@ import PhysicalCopy
 extension AgentError {
     /// A copy's own error, with its exit status.
     public init(_ error: CopyError) {
+        if error.kind == .cancelled {
+            self = CancellationToken.interrupted
+            return
+        }
         let status: ExitStatus =
             switch error.kind {
             case .damaged: .corrupt
@@ -17,8 +21,7 @@ extension AgentError {
             }
         self.init(
             status, doing: "cannot \(error.action)", to: "", because: error.reason,
-            advice: error.advice.isEmpty ? nil : error.advice,
-            cause: error.kind == .cancelled ? .interrupted : nil)
+            advice: error.advice.isEmpty ? nil : error.advice)
     }
 
     /// An operation of a store that failed.
@@ -48,7 +51,8 @@ extension AgentError {
 
     /// The same as an error of a copy, for callbacks that throw those.
     var copyError: CopyError {
-        CopyError(status == .tryAgain ? .cancelled : .io, doing + " " + subject, reason, advice: advice ?? "")
+        CopyError(
+            cause == .interrupted ? .cancelled : .io, doing + " " + subject, reason, advice: advice ?? "")
     }
 }
 

@@ -75,6 +75,36 @@ import Testing
         }
     }
 
+    @Test func flushesAndZeroesTakeWhatTheyTake() async throws {
+        let device = FakeDevice(units: [0: 64])
+        try await withTarget(device) { address, _ in
+            let initiator = try Initiator(address)
+            let cancelled = Monitor(false)
+            let store = try ISCSIStore(
+                initiator, lun: 0,
+                patience: Initiator.Patience(seconds: 1) { cancelled.withLock { $0 } })
+            device.behaviour.withLock { $0.slowNanoseconds = 1_500_000_000 }
+            try store.flush()
+            try store.writeZeroes(ByteRange(offset: 0, count: 4096), options: [])
+            #expect(initiator.isConnected)
+            // Until the caller wants no more.
+            device.behaviour.withLock { $0.slowNanoseconds = 100_000_000_000 }
+            BlockingThread.start {
+                device.behaviour.wait { $0.flushes == 2 ? () : nil }
+                cancelled.withLock { $0 = true }
+            }
+            #expect(throws: StoreError(.gone)) { try store.flush() }
+        }
+    }
+
+    @Test func anInterruptionIsCalledOne() {
+        let text = "interrupted: it was asked to stop; nothing half made was left; run it again"
+        let interrupted = CancellationToken.interrupted
+        #expect(AgentError(interrupted.copyError).description == text)
+        #expect(Initiator.error(.interrupted, doing: "copying by", "unit 2").description == text)
+        #expect(interrupted.doing("copying", to: "a").description == text)
+    }
+
     @Test func senseIsReadable() async throws {
         let device = FakeDevice(units: [0: 8])
         try await withTarget(device) { address, _ in

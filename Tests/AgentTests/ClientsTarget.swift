@@ -28,6 +28,8 @@ final class FakeDevice: SCSITargetDevice {
         var lists: [[UInt8]] = []
         var durableWrites = 0
         var flushes = 0
+        /// SYNCHRONIZE CACHE and WRITE SAME take so long.
+        var slowNanoseconds: UInt64 = 0
     }
     let behaviour = Monitor(Behaviour())
     let blockLength: Int
@@ -110,14 +112,23 @@ final class FakeDevice: SCSITargetDevice {
             guard behaviour.withLock({ $0.hasWriteSame }) else {
                 return .checkCondition(.invalidOperationCode)
             }
+            pause(task)
             for block in 0..<same.count.value {
                 try unit.write(task.dataOut, at: (same.lba.value + block) * length)
             }
             return SCSIOutcome(status: .good, dataOutUsed: task.dataOut.count)
         case .synchronizeCache:
             behaviour.withLock { $0.flushes += 1 }
+            pause(task)
             return .good
         default: return copy(command, task)
+        }
+    }
+
+    private func pause(_ task: SCSITask) {
+        let end = MonotonicClock.now + behaviour.withLock { $0.slowNanoseconds }
+        while MonotonicClock.now < end, !task.isAborted {
+            _ = behaviour.wait(nanoseconds: 5_000_000) { _ -> Void? in nil }
         }
     }
 

@@ -56,8 +56,10 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
         inner.copier.copiedBytes(of: listIdentifier, at: unit)
     }
 
-    func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
-        try inner.copier.store(of: unit)
+    func store(
+        of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
+    ) throws(AgentError) -> any BlockStore {
+        try inner.copier.store(of: unit, isCancelled: isCancelled)
     }
 
     func close() { inner.copier.close() }

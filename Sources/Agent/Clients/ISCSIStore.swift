@@ -8,6 +8,7 @@ public final class ISCSIStore: BlockStore {
     private let initiator: Initiator
     public let unit: UnitDescription
     private let patience: Initiator.Patience
+    private var longPatience: Initiator.Patience { .unlimited(isCancelled: patience.isCancelled) }
     private let blocks: PartialBlocks
     private let transferBytes: Int
     private let zeroBytes: UInt64
@@ -16,7 +17,8 @@ public final class ISCSIStore: BlockStore {
     public let size: UInt64
     public let capabilities: StoreCapabilities
 
-    /// - Parameter patience: for each command.
+    /// - Parameter patience: for each command but those that take what they take, WRITE SAME and SYNCHRONIZE CACHE:
+    ///   they may take as long as the target answers NOPs, and are cancelled by it.
     /// - Throws: 66 when there is no such unit.
     public init(
         _ initiator: Initiator, lun: Int, patience: Initiator.Patience = .init()
@@ -84,7 +86,7 @@ public final class ISCSIStore: BlockStore {
     public func flush() throws(StoreError) {
         guard capabilities.contains(.writable) else { throw StoreError(.readOnly) }
         try scsi { () throws(AgentError) in
-            try initiator.synchronizeCache(lun: unit.number, patience: patience)
+            try initiator.synchronizeCache(lun: unit.number, patience: longPatience)
         }
     }
 
@@ -131,7 +133,8 @@ public final class ISCSIStore: BlockStore {
             do throws(AgentError) {
                 try initiator.writeSame(
                     lun: unit.number, lba: lba, blocks: blocks,
-                    block: [UInt8](repeating: 0, count: Int(unit.capacity.blockLength)), patience: patience)
+                    block: [UInt8](repeating: 0, count: Int(unit.capacity.blockLength)),
+                    patience: longPatience)
             } catch {
                 guard case .sense(let sense) = error.cause, sense.key == .illegalRequest,
                     sense.code == .invalidOperationCode || sense.code == .invalidFieldInCDB

@@ -156,8 +156,7 @@ extension Initiator {
                 .unavailable, doing: doing, to: subject, because: "the bridge is gone: \(why)", advice: check,
                 cause: .disconnected)
         case .interrupted:
-            return AgentError(
-                .tryAgain, doing: doing, to: subject, because: "interrupted", cause: .interrupted)
+            return CancellationToken.interrupted
         case .timedOut(let why):
             return AgentError(
                 .unavailable, doing: doing, to: subject, because: "the bridge hangs: \(why)", advice: check,
