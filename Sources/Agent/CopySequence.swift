@@ -259,7 +259,13 @@ public final class CopySequence {
             // A source that went away with its host, or an epoch that became void, says more than the
             // command that failed by it.
             if error.status != .tryAgain { _ = try member.checkEpoch() }
-            throw error
+            guard case .sense(let sense) = error.cause, sense.code == .spaceAllocationFailedWriteProtect,
+                request.bridge == .privateOne
+            else { throw error }
+            // The private bridge's units mean nothing to anybody.
+            throw AgentError(
+                .cannotCreate, doing: "copying to", to: member.draft.destination, because: "no space left",
+                advice: "free some space there and try again", cause: error.cause)
         }
     }
 

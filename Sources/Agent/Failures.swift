@@ -43,6 +43,11 @@ extension AgentError {
     static func system(
         _ number: Int32, doing: String, to subject: String, otherwise status: ExitStatus = .io
     ) -> AgentError {
+        if number == ENOSPC || number == EDQUOT {
+            return AgentError(
+                .cannotCreate, doing: doing, to: subject, because: "no space left",
+                advice: "free some space there and try again")
+        }
         let permitted = number != EACCES && number != EPERM && number != EROFS
         return AgentError(
             permitted ? status : .notPermitted, doing: doing, to: subject,

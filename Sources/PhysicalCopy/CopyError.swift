@@ -11,7 +11,7 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         case damaged
         /// The copy, or a part of it, is not there (66).
         case missing
-        /// The destination cannot be made (73).
+        /// The destination cannot be made, or there is no space left for it (73).
         case cannotCreate
         /// Reading or writing failed (74).
         case io
@@ -40,6 +40,8 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         "cannot \(action): \(reason)" + (advice.isEmpty ? "" : "; \(advice)")
     }
 
+    private static let freeSpace = "free some space there and try again"
+
     /// A failed system call.
     static func system(_ number: Int32, _ action: String, otherwise kind: Kind = .io) -> CopyError {
         let reason = String(cString: strerror(number))
@@ -48,7 +50,7 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         case ENOENT, ENOTDIR: return CopyError(.missing, action, reason)
         case EROFS: return CopyError(kind, action, reason)
         case ENOSPC, EDQUOT:
-            return CopyError(kind, action, reason, advice: "free some space there and try again")
+            return CopyError(.cannotCreate, action, "no space left", advice: freeSpace)
         default: return CopyError(kind, action, reason)
         }
     }
@@ -59,7 +61,7 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         case .corrupt:
             return CopyError(.damaged, action, "an original image does not fit its checksum")
         case .noSpace:
-            return CopyError(.io, action, "no space left", advice: "free some space there and try again")
+            return CopyError(.cannotCreate, action, "no space left", advice: freeSpace)
         case .readOnly: return CopyError(.notPermitted, action, "it cannot be written")
         case .notSupported: return CopyError(.io, action, "the store cannot do this")
         case .gone: return CopyError(.io, action, "the store was closed, or the connection to it was lost")

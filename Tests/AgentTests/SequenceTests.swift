@@ -1,7 +1,9 @@
 import Blocks
 import Foundation
+import Glibc
 import HostControl
 import PhysicalCopy
+import SCSI
 import TestSupport
 import Testing
 
@@ -164,6 +166,28 @@ import Testing
         let notices = world.state.withLock { $0.notices }
         #expect(notices.count == (comesBack ? 0 : 1))
         #expect(notices.allSatisfy { $0.contains("epoch 1 of") && $0.contains("the next copy") })
+    }
+
+    @Test func aFullDiskIsCalledOne() async throws {
+        let world = LocalWorld()
+        _ = try world.addVolume("a", size: 1 << 20, seed: 1)
+        // As SYNCHRONIZE CACHE or WRITE answers it, and EXTENDED COPY.
+        for key in [SenseKey.dataProtect, .copyAborted] {
+            let sense = SenseData(key, .spaceAllocationFailedWriteProtect)
+            let full = Initiator.refused(0x02, sense, doing: "copying by", "unit 2")
+            #expect(full.status == .cannotCreate)
+            let error = await #expect(throws: AgentError.self) {
+                try await world.copy(CopyRequest(members: [world.member("a")])) { $0.copyFailure = full }
+            }
+            #expect(error?.status == .cannotCreate)
+            #expect(
+                error?.description.hasPrefix("copying to \(world.path("copy")): no space left") == true)
+        }
+        for number in [ENOSPC, EDQUOT] {
+            #expect(AgentError.system(number, doing: "making", to: "x").status == .cannotCreate)
+        }
+        #expect(AgentError(StoreError(.noSpace), doing: "writing", to: "x").status == .cannotCreate)
+        #expect(world.names == ["a.cache", "a.source"])
     }
 
     @Test func aFullCacheAbandonsTheCopy() async throws {

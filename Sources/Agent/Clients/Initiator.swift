@@ -196,6 +196,10 @@ extension Initiator {
         case (_, .logicalUnitNotSupported):
             exit = .inputMissing
             advice = "name a unit that the bridge has"
+        case (_, .spaceAllocationFailedWriteProtect):
+            return AgentError(
+                .cannotCreate, doing: doing, to: subject, because: "no space left: \(sense.text)",
+                advice: "free some space under the unit and try again", cause: .sense(sense))
         case (.dataProtect, _):
             exit = .notPermitted
             advice = "use a writable unit"
