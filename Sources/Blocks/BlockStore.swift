@@ -26,6 +26,11 @@ public protocol BlockStore: AnyObject, Sendable {
         gathering buffers: UnsafeBufferPointer<UnsafeRawBufferPointer>, at offset: UInt64, durable: Bool
     ) throws(StoreError)
 
+    /// Writes as ``write(_:at:durable:)`` does without `durable`, but only if nothing else than the device has to
+    /// be waited for: for threads that serve others, too.
+    /// - Returns: false when it would have to wait; then nothing was done.
+    func writePromptly(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(StoreError) -> Bool
+
     /// Makes `range` read as zeros.
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError)
 
@@ -44,7 +49,8 @@ public protocol BlockStore: AnyObject, Sendable {
     func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent]
 
     /// False while operations may wait for something else than the device (a closed gate, a full cache): a
-    /// server then keeps them off its event loop. A hint; may change at any time.
+    /// server then keeps them off its event loop. A hint; may change at any time: writes that must not wait are
+    /// for ``writePromptly(_:at:)``.
     var isPrompt: Bool { get }
 }
 
@@ -61,6 +67,13 @@ extension BlockStore {
             position += UInt64(buffer.count)
         }
         if durable { try flush() }
+    }
+    public func writePromptly(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(StoreError) -> Bool {
+        guard isPrompt else { return false }
+        try write(buffer, at: offset, durable: false)
+        return true
     }
     public func prefetch(_ range: ByteRange) throws(StoreError) {}
     public func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {

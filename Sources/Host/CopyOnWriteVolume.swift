@@ -133,6 +133,30 @@ public final class CopyOnWriteVolume: BlockStore {
         meters.writtenBytes.wrappingAdd(count, ordering: .relaxed)
     }
 
+    /// Declines what would wait at the gate or for the cache: a write that has to preserve something may wait for
+    /// other writers, for a full cache, for stable storage.
+    public func writePromptly(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64
+    ) throws(StoreError) -> Bool {
+        let range = ByteRange(offset: offset, count: UInt64(buffer.count))
+        requireWithin(range)
+        let start = MonotonicClock.now
+        guard gate.tryEnter() else { return false }
+        defer { gate.leave() }
+        hook?(.passedGate)
+        if isEpochOpen.load(ordering: .acquiring), let epoch,
+            !geometry.chunks(touching: range).allSatisfy({ epoch.preserved.contains($0) })
+        {
+            return false
+        }
+        guard try source.writePromptly(buffer, at: offset) else { return false }
+        hook?(.wroteSource)
+        meters.writes.wrappingAdd(1, ordering: .relaxed)
+        meters.writtenBytes.wrappingAdd(range.count, ordering: .relaxed)
+        meters.writeTime.count(since: start)
+        return true
+    }
+
     public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         try change(range) { () throws(StoreError) in try source.writeZeroes(range, options: options) }
         meters.zeroes.wrappingAdd(1, ordering: .relaxed)

@@ -17,6 +17,16 @@ final class Gate: Sendable {
         if before & Self.closedBit != 0 { enterSlowly() }
     }
 
+    /// Enters unless the gate is closed; never waits.
+    @inline(__always) func tryEnter() -> Bool {
+        guard !isClosed else { return false }
+        guard word.wrappingAdd(1, ordering: .acquiringAndReleasing).oldValue & Self.closedBit == 0 else {
+            leave()
+            return false
+        }
+        return true
+    }
+
     private func enterSlowly() {
         repeat {
             leave()

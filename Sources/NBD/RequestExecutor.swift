@@ -36,6 +36,35 @@ struct RequestExecutor: Sendable {
         }
     }
 
+    /// Executes a READ or WRITE as ``execute(_:payload:output:)`` does, unless it is a WRITE that would have to
+    /// wait for something else than the device.
+    /// - Returns: false when it would; then nothing was done.
+    func executePromptly(
+        _ request: RequestHeader, payload: UnsafeRawBufferPointer, output: inout ByteBuffer
+    ) -> Bool {
+        guard request.command == .write else {
+            execute(request, payload: payload, output: &output)
+            return true
+        }
+        var error: ErrorCode?
+        guard writePromptly(request, payload, error: &error) else { return false }
+        reply(request, error: error, &output)
+        return true
+    }
+
+    /// - Returns: false when nothing was done because the write would have to wait; `error` is set when the write
+    ///   was tried and failed.
+    func writePromptly(
+        _ request: RequestHeader, _ payload: UnsafeRawBufferPointer, error: inout ErrorCode?
+    ) -> Bool {
+        do throws(StoreError) { return try store.writePromptly(payload, at: request.offset) } catch let
+            failure
+        {
+            error = ErrorCode(failure, fastZero: false)
+            return true
+        }
+    }
+
     /// Appends the reply to a request that has no data: done, or failed.
     func reply(_ request: RequestHeader, error: ErrorCode?, _ output: inout ByteBuffer) {
         output.writeWithUnsafeMutableBytes(minimumWritableBytes: Self.chunkHeader + 6) { buffer in

@@ -21,6 +21,20 @@ struct SlotBuffer {
             return
         }
         let error = bytes.withUnsafeReadableBytes { executor.change(request, $0) }
+        reply(request, error, executor)
+    }
+
+    /// Executes the WRITE `request` in the same way, unless it would have to wait for something else than the
+    /// device.
+    /// - Returns: false when it would; then the payload is here still.
+    mutating func writePromptly(_ request: RequestHeader, _ executor: RequestExecutor) -> Bool {
+        var error: ErrorCode?
+        let done = bytes.withUnsafeReadableBytes { executor.writePromptly(request, $0, error: &error) }
+        if done { reply(request, error, executor) }
+        return done
+    }
+
+    private mutating func reply(_ request: RequestHeader, _ error: ErrorCode?, _ executor: RequestExecutor) {
         if bytes.capacity > NBDLimits.retainedBuffer { bytes = ByteBuffer() }
         bytes.clear()
         executor.reply(request, error: error, &bytes)

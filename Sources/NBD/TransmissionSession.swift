@@ -123,11 +123,12 @@ final class TransmissionSession {
         let count = Int(request.payload)
         if isInline(request), input.count >= count {
             let start = MonotonicClock.now
-            let payload = UnsafeRawBufferPointer(rebasing: input[..<decoder.takePayload(available: count)])
-            executor.execute(request, payload: payload, output: &output)
-            executedInline += 1
-            pacer.record(request.command, nanoseconds: MonotonicClock.now &- start)
-            return count
+            let payload = UnsafeRawBufferPointer(rebasing: input[..<count])
+            if executor.executePromptly(request, payload: payload, output: &output) {
+                executedInline += 1
+                pacer.record(request.command, nanoseconds: MonotonicClock.now &- start)
+                return decoder.takePayload(available: count)
+            }
         }
         guard let slot = takeSlot(for: request) else { return nil }
         guard count > 0 else {
@@ -154,8 +155,7 @@ final class TransmissionSession {
         slot.buffer.append(UnsafeRawBufferPointer(rebasing: input[..<count]))
         guard decoder.payloadLeft == 0 else { return count }
         filling = nil
-        if isInline(slot.request) {
-            slot.execute()
+        if isInline(slot.request), slot.writePromptly() {
             executedInline += 1
             pacer.record(slot.request.command, nanoseconds: slot.elapsed)
             gather(slot)

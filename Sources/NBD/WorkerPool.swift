@@ -34,6 +34,16 @@ final class RequestSlot: @unchecked Sendable {
         buffer.execute(request, executor)
         elapsed = MonotonicClock.now &- start
     }
+
+    /// Executes the request, a WRITE, on the caller's thread unless it would have to wait for something else than
+    /// the device.
+    /// - Returns: false when it would; then nothing was done.
+    func writePromptly() -> Bool {
+        let start = MonotonicClock.now
+        guard buffer.writePromptly(request, executor) else { return false }
+        elapsed = MonotonicClock.now &- start
+        return true
+    }
 }
 
 /// First in, first out, linked through the slots, so that it never allocates.

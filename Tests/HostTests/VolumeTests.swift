@@ -307,6 +307,28 @@ import Testing
         #expect(try volume.bytes(at: 0, count: 1) == [2])
     }
 
+    /// What an event loop may do: nothing that waits at the gate, nothing that has to preserve.
+    @Test func aPromptWriteDoesNotWait() throws {
+        let volume = try volume()
+        func writePromptly(_ bytes: [UInt8], at offset: UInt64) throws -> Bool {
+            try bytes.withUnsafeBytes { try volume.writePromptly($0, at: offset) }
+        }
+        #expect(try writePromptly([2], at: 0))
+        try volume.freeze(timeout: 60)
+        #expect(try !writePromptly([3], at: 0))
+        #expect(volume.thaw())
+        _ = try volume.begin()
+        #expect(try !writePromptly([4], at: 0))
+        #expect(volume.log.head.entries == 0)
+        #expect(try volume.bytes(at: 0, count: 1) == [2])
+        try volume.write([5], at: 0)
+        #expect(try writePromptly([6], at: 1))
+        #expect(try !writePromptly([7, 7], at: 4095))  // the second chunk is not preserved
+        #expect(try volume.bytes(at: 0, count: 2) == [5, 6])
+        #expect(try volume.snapshot?.bytes(at: 0, count: 1) == [2])
+        #expect(volume.log.head.entries == 1)
+    }
+
     @Test func itThawsByItself() throws {
         let volume = try volume()
         try volume.freeze(timeout: 0.05)

@@ -35,6 +35,25 @@ private final class FixedStore: BlockStore {
     func flush() {}
 }
 
+/// A store that is prompt as far as it knows, but whose writes have to wait as soon as they are tried.
+private final class WaitingStore: BlockStore {
+    let size: UInt64 = 1 << 20
+    let capabilities: StoreCapabilities = .writable
+    /// Threads on which somebody wrote, and waited.
+    let writers = Monitor<Set<pthread_t>>([])
+
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) {
+        buffer.initializeMemory(as: UInt8.self, repeating: 0)
+    }
+    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) {
+        let thread = pthread_self()
+        writers.withLock { _ = $0.insert(thread) }
+    }
+    func writePromptly(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) -> Bool { false }
+    func writeZeroes(_ range: ByteRange, options: ZeroOptions) {}
+    func flush() {}
+}
+
 /// The promise of the hot path: a small READ or WRITE allocates nothing and changes no thread.
 @Suite(.serialized) struct HotPathTests {
     private func session(_ store: any BlockStore, pool: WorkerPool, done: Monitor<Int>) -> TransmissionSession
@@ -124,6 +143,19 @@ private final class FixedStore: BlockStore {
         let session = session(FixedStore(size: 1 << 20, isPrompt: false), pool: pool, done: done)
         warm(session, done: done)
         #expect(session.executedInline == 0)
+        pool.stop()
+    }
+
+    /// Whole WRITEs and such as come in two parts.
+    @Test func writesThatWouldWaitGoToWorkers() {
+        let pool = WorkerPool()
+        let done = Monitor(0)
+        let store = WaitingStore()
+        let session = session(store, pool: pool, done: done)
+        warm(session, done: done)
+        let loop = pthread_self()
+        #expect(store.writers.withLock { !$0.isEmpty && !$0.contains(loop) })
+        #expect(session.executedInline > 0)  // the reads
         pool.stop()
     }
 
