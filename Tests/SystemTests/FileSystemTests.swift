@@ -64,7 +64,7 @@ import Testing
             let check = try runProgram("e2fsck", ["-fn", data])
             #expect(check.status == 0, "\(check)")
 
-            let instant = try Instant.of(scratch("copy"))
+            let instant = try CopiedEpoch(of: scratch("copy")).institutedAt
             let times = try ["before", "after"].map { name in
                 Int64(try String(contentsOfFile: marks(name), encoding: .utf8).dropLast()) ?? 0
             }
@@ -93,7 +93,7 @@ import Testing
             let again = try runProgram("e2fsck", ["-fn", copy])
             #expect(again.status == 0, "\(again)")
 
-            let instant = try Instant.of(scratch("copy"))
+            let instant = try CopiedEpoch(of: scratch("copy")).institutedAt
             let found = try files(of: copy, options: "ro,loop", scratch)
             let (expected, open) = writer.contents(at: instant)
             #expect(expected.count > 10)

@@ -13,7 +13,7 @@ import Testing
         var mode: String { seed % 2 == 0 ? "overlay" : "append" }
         var end: String { seed / 2 % 2 == 0 ? "before-cache-copy" : "after-cache-copy" }
         var chunkSize: String { ["4KiB", "16KiB", "64KiB", "256KiB", "1MiB"][Int(seed / 4 % 5)] }
-        var durability: String { seed / 20 % 4 == 3 ? "power" : "process" }
+        var durability: String { seed % 7 == 3 ? "power" : "process" }
         var writers: UInt64 { seed / 20 % 2 == 0 ? 1 : 3 }
         /// Blocks of 512 bytes, but no multiple of any chunk size.
         var size: UInt64 { (3 << 20) + (seed % 7 + 1) * 512 }
@@ -30,8 +30,13 @@ import Testing
     @Test(arguments: seeds)
     func aCopyIsTheVolumeAfterExactlyKWrites(seed: UInt64) throws {
         let scenario = Scenario(seed: seed)
-        let verdicts = try Self.run(scenario)
-        for verdict in verdicts { #expect(verdict.isConsistent, "\(scenario): \(verdict)") }
+        // A copy during which nothing was overwritten proves nothing; a busy machine may need several tries.
+        for _ in 0..<5 {
+            let outcome = try Self.run(scenario)
+            for verdict in outcome.verdicts { #expect(verdict.isConsistent, "\(scenario): \(verdict)") }
+            if outcome.originals > 0 { return }
+        }
+        Issue.record("\(scenario): in five copies nothing was overwritten")
     }
 
     /// A host that does it wrong must be caught within some seeds: by the oracle, or already by the copy itself,
@@ -41,9 +46,9 @@ import Testing
     func aBrokenHostIsCaught(defect: String) throws {
         for seed in 0..<UInt64(40) {
             do {
-                let verdicts = try Self.run(
+                let outcome = try Self.run(
                     Scenario(seed: seed), environment: ["OUTBOARD_DEFECT": defect])
-                if verdicts.contains(where: { !$0.isConsistent }) { return }
+                if outcome.verdicts.contains(where: { !$0.isConsistent }) { return }
             } catch let failure as TestFailure where failure.description.contains("its contents at") {
                 return
             }
@@ -51,9 +56,15 @@ import Testing
         Issue.record("forty copies of a host that \(defect) passed as right")
     }
 
+    struct Outcome {
+        var verdicts: [PrefixOracle.Verdict]
+        /// Entries of the log that the copy was made with.
+        var originals: UInt64
+    }
+
     static func run(
         _ scenario: Scenario, environment: [String: String] = [:]
-    ) throws -> [PrefixOracle.Verdict] {
+    ) throws -> Outcome {
         let host = try HostProcess(
             size: scenario.size,
             [
@@ -83,12 +94,14 @@ import Testing
         }
         let bytes = try contents(of: copy, scenario, host.directory)
         guard host.stop() == .exit(0) else { throw TestFailure("\(scenario): the host failed") }
-        let instant = try Instant.of(copy)
-        return writers.map { writer in
+        let epoch = try CopiedEpoch(of: copy)
+        let verdicts = writers.map { writer in
             let region = writer.oracle.region
             return writer.oracle.judge(
-                Array(bytes[Int(region.offset)..<Int(region.end)]), within: writer.oracle.bounds(at: instant))
+                Array(bytes[Int(region.offset)..<Int(region.end)]),
+                within: writer.oracle.bounds(at: epoch.institutedAt))
         }
+        return Outcome(verdicts: verdicts, originals: epoch.entries)
     }
 
     /// The volume's bytes as the copy gives them back.
@@ -114,16 +127,18 @@ import Testing
     }
 }
 
-/// The instant that a copy's manifest states, nanoseconds since 1970.
-enum Instant {
-    private struct Head: Decodable {
-        struct Epoch: Decodable { let institutedAt: Int64 }
-        let epoch: Epoch
-    }
+/// What a copy's manifest says of its epoch.
+struct CopiedEpoch: Decodable {
+    /// The instant, nanoseconds since 1970.
+    let institutedAt: Int64
+    /// Originals that the copy was made with.
+    let entries: UInt64
 
-    static func of(_ copy: String) throws -> Int64 {
+    private struct Manifest: Decodable { let epoch: CopiedEpoch }
+
+    init(of copy: String) throws {
         let data = try Data(contentsOf: URL(fileURLWithPath: copy + "/manifest.json"))
-        return try JSONDecoder().decode(Head.self, from: data).epoch.institutedAt
+        self = try JSONDecoder().decode(Manifest.self, from: data).epoch
     }
 }
 

@@ -89,7 +89,7 @@ import Testing
         #expect(report.isClean, "\(report.findings)")
         let bytes = try copy.openVolume(opener).bytes(at: 0, count: Self.size)
         let verdict = writer.oracle.judge(
-            bytes, within: writer.oracle.bounds(at: try Instant.of(copy.directory)))
+            bytes, within: writer.oracle.bounds(at: try CopiedEpoch(of: copy.directory).institutedAt))
         #expect(verdict.isConsistent, "\(verdict)")
     }
 
