@@ -43,7 +43,10 @@ import Testing
         let place = scratch("look")
         try FileManager.default.createDirectory(atPath: place, withIntermediateDirectories: true)
         try LoopMount.succeed("mount", ["-o", options, data, place])
-        defer { _ = try? runProgram("umount", [place]) }  // a mount that stays shows in the next test
+        defer {
+            // Busy for a moment, at times; one that stays makes the removal of the directory fail, visibly.
+            try? waitUntil("the look is over", seconds: 10) { try runProgram("umount", [place]).isSuccess }
+        }
         var files: [String: [UInt8]] = [:]
         for name in try FileManager.default.contentsOfDirectory(atPath: place + "/files") {
             files[name] = [UInt8](try Data(contentsOf: URL(fileURLWithPath: "\(place)/files/\(name)")))

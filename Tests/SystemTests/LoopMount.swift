@@ -34,7 +34,10 @@ final class LoopMount: Sendable {
     deinit {
         // Each of these is needed only where a test failed before: their failures say nothing new.
         _ = try? runProgram("fsfreeze", ["-u", mountPoint], seconds: 10)
-        _ = try? runProgram("umount", [mountPoint], seconds: 30)
+        // Who was blocked by a freeze holds the mount until it has ended.
+        try? waitUntil("the mount is no longer busy", seconds: 10) {
+            try runProgram("umount", [mountPoint], seconds: 30).isSuccess
+        }
         _ = try? runProgram("fusermount3", ["-u", "-z", file], seconds: 10)
         fuse.stop()
     }
