@@ -34,7 +34,7 @@ public struct CopyRequest: Sendable {
     public var postThaw: String?
     /// Bytes a second.
     public var maximumRate: UInt64?
-    /// Replace a copy that is at the destination.
+    /// Replace a copy that is at the destination, and overwrite what is on a standing bridge's unit.
     public var force: Bool
     /// The program's name and version, for the manifest.
     public var tool: String

@@ -153,6 +153,12 @@ public final class CopySequence {
         let cache = try bridge.copier.unit(numbers.cache)
         let copy = try bridge.copier.unit(numbers.copy)
         try checkUnits(member, bridge.copier.name, source, cache, copy)
+        if request.bridge != .privateOne {
+            let check = DestinationCheck(
+                status: member.status, bridge: bridge.copier.name, copy: copy,
+                store: try bridge.copier.store(of: copy))
+            try check.run(others: [source, cache], force: request.force, cancellation)
+        }
         member.source = source
         member.cache = cache
         member.copy = copy

@@ -82,7 +82,7 @@ struct CopyCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
     var maxRate: ByteCount?
 
-    @Flag(help: "Replace a copy that is at --to, once the new one is complete.")
+    @Flag(help: "Replace a copy at --to, once the new one is complete; overwrite what is on --copy-unit.")
     var force = false
 
     @Flag(help: "Print one JSON object.")

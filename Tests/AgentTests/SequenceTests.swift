@@ -168,6 +168,35 @@ import Testing
         #expect(notices.allSatisfy { $0.contains("epoch 1 of") && $0.contains("the next copy") })
     }
 
+    @Test func aUnitIsNotOverwrittenUnasked() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        try Data(count: 16 << 20).write(to: URL(fileURLWithPath: world.path("unit")))
+        func status(onto path: String, _ name: String, force: Bool) async -> AgentError.ExitStatus? {
+            let address = BridgeAddress(host: "127.0.0.1", port: 1, targetName: "iqn.2026-01.net.example:a")
+            let request = CopyRequest(
+                members: [.init(control: "a.ctl", destination: world.path(name))],
+                bridge: .standing(address, source: 0, cache: 1, copy: 2), force: force)
+            do {
+                _ = try await world.copy(request) {
+                    $0.replace = [0: volume.sourcePath, 1: volume.cachePath, 2: path]
+                }
+                return nil
+            } catch { return (error as? AgentError)?.status ?? .software }
+        }
+        #expect(await status(onto: world.path("unit"), "one", force: false) == nil)
+        #expect(await status(onto: world.path("unit"), "two", force: false) == .cannotCreate)
+        #expect(await status(onto: world.path("unit"), "two", force: true) == nil)
+        // Another name of the source, and a clone of the cache, never.
+        try FileManager.default.linkItem(atPath: volume.sourcePath, toPath: world.path("link"))
+        try FileManager.default.copyItem(atPath: volume.cachePath, toPath: world.path("clone"))
+        let before = volume.contents
+        #expect(await status(onto: world.path("link"), "three", force: true) == .usage)
+        #expect(await status(onto: world.path("clone"), "three", force: true) == .usage)
+        #expect(volume.contents == before)
+        #expect(!world.names.contains("three"))
+    }
+
     @Test func aFullDiskIsCalledOne() async throws {
         let world = LocalWorld()
         _ = try world.addVolume("a", size: 1 << 20, seed: 1)
