@@ -17,6 +17,8 @@ final class RestoreSite {
     private let observer: any SequenceObserver
     /// When the freeze was asked for, by the monotonic clock; nil: not frozen by us.
     private var frozenSince: UInt64?
+    /// The host's last epoch when it was frozen: no other may begin under a restore.
+    private var lastEpoch: String?
     private static let doing = "restoring to"
 
     /// Looks at the destination and changes nothing but that a temporary file is made.
@@ -173,11 +175,17 @@ final class RestoreSite {
             timeout: AgentLimits.hostFlushSeconds)
         frozenSince = MonotonicClock.now
         // Begun between our look and the freeze?
-        if let epoch = try line.status().epoch, epoch.state != .released {
-            throw AgentError(
-                .tryAgain, doing: Self.doing, to: destination, because: "an epoch was begun meanwhile",
-                advice: "try again when that copy is over")
-        }
+        let epoch = try line.status().epoch
+        lastEpoch = epoch?.uuid
+        try requireNoNewEpoch(epoch)
+    }
+
+    /// A copy whose instant lies within the restore takes what is restored in part.
+    private func requireNoNewEpoch(_ epoch: EpochStatus?) throws(AgentError) {
+        guard let epoch, epoch.state != .released || epoch.uuid != lastEpoch else { return }
+        throw AgentError(
+            .tryAgain, doing: Self.doing, to: destination, because: "an epoch was begun meanwhile",
+            advice: "try again when that copy is over; do not use that copy")
     }
 
     /// Keeps the host stopped.
@@ -185,6 +193,7 @@ final class RestoreSite {
         guard let line, let since = frozenSince else { return }
         let half = UInt64(AgentLimits.restoreFreezeSeconds / 2 * 1e9)
         guard MonotonicClock.now &- since > half else { return }
+        try requireNoNewEpoch(line.status().epoch)
         _ = try line.call(
             VolumeFreezeMethod.self, .init(timeout: AgentLimits.restoreFreezeSeconds, renew: true))
         frozenSince = MonotonicClock.now
@@ -193,6 +202,7 @@ final class RestoreSite {
     /// All is flushed: a new file gets its name, a host goes on.
     func complete() throws(AgentError) {
         if let line, frozenSince != nil {
+            try requireNoNewEpoch(line.status().epoch)
             frozenSince = nil
             guard try line.call(VolumeThawMethod.self, Empty()).wasFrozen else {
                 throw AgentError(

@@ -48,12 +48,13 @@ struct ControlDispatcher: Sendable {
             }
         case VolumeFreezeMethod.name:
             return try run(VolumeFreezeMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.freeze(timeout: parameters.timeout, renew: parameters.renew ?? false)
+                try volume.freeze(
+                    timeout: parameters.timeout, renew: parameters.renew ?? false, holder: holder)
                 return Empty()
             }
         case VolumeThawMethod.name:
             return try run(VolumeThawMethod.self, head, line) { _ throws(ControlError) in
-                VolumeThawMethod.Result(wasFrozen: volume.thaw())
+                VolumeThawMethod.Result(wasFrozen: try volume.thaw(by: holder))
             }
         case SnapshotBeginMethod.name:
             return try run(SnapshotBeginMethod.self, head, line) { _ throws(ControlError) in

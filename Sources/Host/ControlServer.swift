@@ -135,7 +135,7 @@ private final class ControlConnection: ChannelInboundHandler {
 
     func handlerRemoved(context: ChannelHandlerContext) {
         self.context = nil
-        holder.release()
+        dispatcher.volume.disconnect(holder)
         connections.closed()
     }
 
@@ -167,7 +167,7 @@ private final class ControlConnection: ChannelInboundHandler {
     }
 
     func channelInactive(context: ChannelHandlerContext) {
-        holder.release()
+        dispatcher.volume.disconnect(holder)
         context.fireChannelInactive()
     }
 

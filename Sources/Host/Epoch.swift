@@ -4,7 +4,8 @@ import HostControl
 import OriginalImage
 import Synchronization
 
-/// Who began an epoch: a connection to the control socket. When it goes, the epoch is held by nobody.
+/// Who began an epoch or a freeze: a connection to the control socket. When it goes, the epoch is held by nobody,
+/// and the freeze ends.
 public final class EpochHolder: Sendable {
     private let alive = Atomic<Bool>(true)
     public init() {}
@@ -39,6 +40,9 @@ final class Epoch: Sendable {
         preserved = ChunkBitmap(count: chunkCount)
         claimed = ChunkBitmap(count: chunkCount)
     }
+
+    /// Whether somebody is there who may yet end it.
+    var isHeld: Bool { holder?.isAlive ?? false }
 
     var phase: Phase { phaseWord.load(ordering: .acquiring) }
 

@@ -5,25 +5,9 @@ import HostControl
 import OriginalImage
 import Synchronization
 
-/// What the control operations share. They take turns; `volume.thaw` and a freeze's time-out do not wait for
-/// a turn.
-struct ControlState {
-    struct Freeze {
-        var token: UInt64
-        /// When the gate was closed, by the monotonic clock.
-        var since: UInt64
-    }
-    var isBusy = false
-    /// Set while the gate is closed by a freeze.
-    var freeze: Freeze?
-    var freezes: UInt64 = 0
-    /// The last epoch, for those outside the gate.
-    var epoch: Epoch?
-}
-
 extension CopyOnWriteVolume {
     /// Runs one control operation when it is its turn.
-    private func inTurn<Result>(_ body: () throws(ControlError) -> Result) throws(ControlError) -> Result {
+    func inTurn<Result>(_ body: () throws(ControlError) -> Result) throws(ControlError) -> Result {
         control.wait { state -> Void? in
             guard !state.isBusy else { return nil }
             state.isBusy = true
@@ -33,95 +17,14 @@ extension CopyOnWriteVolume {
         return try body()
     }
 
-    // MARK: Freeze
-
-    public var isFrozen: Bool { control.withLock { $0.freeze != nil } }
-
-    /// Closes the gate, waits for the writes in flight and flushes the source. Writes wait at the gate until
-    /// ``thaw()`` or until `timeout` seconds have passed since the call.
-    /// - Parameter renew: the volume is frozen already; only the time-out begins anew.
-    public func freeze(timeout: Double, renew: Bool = false) throws(ControlError) {
-        guard timeout > 0, timeout <= Limits.freezeSeconds else {
-            throw ControlError(
-                .invalidParameters, "timeout must be more than 0 and at most \(Limits.freezeSeconds) seconds")
-        }
-        let patience = UInt64(timeout * 1e9)
-        try inTurn { () throws(ControlError) in
-            let called = MonotonicClock.now
-            if renew {
-                let token = control.withLockAndNotify { state -> UInt64? in
-                    guard state.freeze != nil else { return nil }
-                    state.freezes += 1
-                    state.freeze?.token = state.freezes
-                    return state.freezes
-                }
-                guard let token else {
-                    throw ControlError(.invalidRequest, "the volume is not frozen (any more)")
-                }
-                try startFreezeTimer(token, since: called, patience)
-                return
-            }
-            guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
-            try closeGateAndFlush(patience: patience)
-            let token = control.withLock { state in
-                state.freezes += 1
-                state.freeze = ControlState.Freeze(token: state.freezes, since: called)
-                return state.freezes
-            }
-            try startFreezeTimer(token, since: called, patience)
-        }
-    }
-
-    /// Thaws when the time is over, unless that freeze was thawed or renewed before.
-    private func startFreezeTimer(
-        _ token: UInt64, since: UInt64, _ patience: UInt64
-    ) throws(ControlError) {
-        let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
-            let spent = MonotonicClock.now &- since
-            let over: Void? = control.wait(nanoseconds: patience - min(spent, patience)) { state in
-                state.freeze?.token == token ? nil : ()
-            }
-            if over == nil { _ = thaw(onlyIf: token) }
-        }
-        guard timer else {
-            _ = thaw()
-            throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
-        }
-    }
-
-    /// Opens the gate of a freeze.
-    /// - Returns: whether the volume was still frozen.
-    public func thaw() -> Bool { thaw(onlyIf: nil) }
-
-    private func thaw(onlyIf token: UInt64?) -> Bool {
-        control.withLockAndNotify { state in
-            guard let freeze = state.freeze, token == nil || freeze.token == token else { return false }
-            state.freeze = nil
-            gate.open()
-            meters.gateTime.count(since: freeze.since)
-            return true
-        }
-    }
-
-    /// Leaves the gate open when it throws.
-    private func closeGateAndFlush(patience: UInt64) throws(ControlError) {
-        gate.close()
-        guard defects.contains(.skipsDrain) || gate.drain(nanoseconds: patience) else {
-            gate.open()
-            throw ControlError(.io, "writes in flight did not finish in time; try again")
-        }
-        do throws(StoreError) { try source.flush() } catch {
-            gate.open()
-            throw ControlError(.io, "the source could not be flushed (\(error.code), errno \(error.errno))")
-        }
-    }
-
     // MARK: Epochs
 
     /// Institutes copy-on-write: the epoch's instant is a moment within this call. The slow part comes first;
-    /// the gate is closed only for the writes in flight and a flush, or not at all within a freeze.
+    /// the gate is closed only for the writes in flight and a flush, or not at all within the holder's freeze.
+    /// - Throws: ``ControlError/Code/frozen`` within somebody else's freeze, among others.
     public func begin(holder: EpochHolder? = nil) throws(ControlError) -> EpochStatus {
         try inTurn { () throws(ControlError) in
+            try requireNoFreeze(exceptOf: holder)
             switch log.epoch?.state {
             case .open: throw ControlError(.epochOpen, "an epoch is open already: \(log.epoch!.uuid)")
             case .ended, .void:
@@ -276,7 +179,7 @@ extension CopyOnWriteVolume {
             number: found.number, uuid: found.uuid.uuidString, state: state,
             institutedAt: found.institutedAt,
             gateNanoseconds: live?.gateNanoseconds.load(ordering: .relaxed) ?? 0,
-            isHeld: live?.holder?.isAlive ?? false,
+            isHeld: live?.isHeld ?? false,
             voidReason: found.state == .void ? found.voidReason : nil)
     }
 

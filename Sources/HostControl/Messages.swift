@@ -20,7 +20,7 @@ public struct ControlError: Error, Codable, Hashable, Sendable, CustomStringConv
         case epochVoid = -32004
         /// The source or the cache failed.
         case io = -32005
-        /// The volume is frozen already.
+        /// The volume is frozen already, or by another connection.
         case frozen = -32006
         /// The peer may not use the control socket.
         case notPermitted = -32007

@@ -29,13 +29,16 @@ public enum VolumeStatusMethod: ControlMethod {
 }
 
 /// `volume.freeze`: closes the gate, drains the writes in flight, flushes the source. Writes wait at the gate
-/// until `volume.thaw` or the time-out.
+/// until `volume.thaw`, the time-out or the end of this connection, to which the freeze belongs: until then
+/// `volume.freeze`, `volume.thaw` and `snapshot.begin` from another are refused
+/// (``ControlError/Code/frozen``).
 public enum VolumeFreezeMethod: ControlMethod {
     public static let name = "volume.freeze"
     public struct Parameters: Codable, Hashable, Sendable {
         /// Seconds until the volume thaws by itself, more than 0, at most ``Limits/freezeSeconds``.
         public var timeout: Double
-        /// The volume is frozen already, and this only begins the time-out anew; refused when it is not.
+        /// The volume is frozen already, by this connection, and this only begins the time-out anew; refused when it
+        /// is not.
         public var renew: Bool?
         public init(timeout: Double, renew: Bool? = nil) {
             self.timeout = timeout
@@ -46,7 +49,8 @@ public enum VolumeFreezeMethod: ControlMethod {
 }
 
 /// `volume.thaw`. The result says whether the volume was still frozen: false means that the freeze had timed
-/// out, so that several volumes' epochs begun under it do not share one instant.
+/// out, so that several volumes' epochs begun under it do not share one instant. Refused
+/// (``ControlError/Code/frozen``) when another connection froze it.
 public enum VolumeThawMethod: ControlMethod {
     public static let name = "volume.thaw"
     public typealias Parameters = Empty
@@ -57,8 +61,9 @@ public enum VolumeThawMethod: ControlMethod {
 }
 
 /// `snapshot.begin`: institutes copy-on-write; the epoch's instant is the moment it says. Works in a freeze
-/// and without one. Refused (``ControlError/Code/epochOpen``, ``ControlError/Code/cacheRetained``) while an
-/// earlier epoch is open or retained.
+/// of the same connection and without one. Refused (``ControlError/Code/epochOpen``,
+/// ``ControlError/Code/cacheRetained``) while an earlier epoch is open or retained, and
+/// (``ControlError/Code/frozen``) in a freeze of another connection.
 public enum SnapshotBeginMethod: ControlMethod {
     public static let name = "snapshot.begin"
     public typealias Parameters = Empty

@@ -205,7 +205,7 @@ final class LocalLine: HostLine {
         self.world = world
     }
 
-    func close() { holder.release() }
+    func close() { volume.volume.disconnect(holder) }
 
     func call<M: ControlMethod>(
         _ method: M.Type, _ parameters: M.Parameters, timeout: Double
@@ -231,7 +231,7 @@ final class LocalLine: HostLine {
         let volume = volume.volume
         switch (method, parameters) {
         case (_, let freeze as VolumeFreezeMethod.Parameters):
-            try volume.freeze(timeout: freeze.timeout, renew: freeze.renew ?? false)
+            try volume.freeze(timeout: freeze.timeout, renew: freeze.renew ?? false, holder: holder)
             return Empty()
         case (SnapshotMarkMethod.name, let epoch as EpochParameters):
             return try volume.mark(epoch: UUID(uuidString: epoch.epoch)!)
@@ -241,7 +241,8 @@ final class LocalLine: HostLine {
             try volume.release(epoch: UUID(uuidString: epoch.epoch)!)
             return Empty()
         case (SnapshotBeginMethod.name, _): return try volume.begin(holder: holder)
-        case (VolumeThawMethod.name, _): return VolumeThawMethod.Result(wasFrozen: volume.thaw())
+        case (VolumeThawMethod.name, _):
+            return VolumeThawMethod.Result(wasFrozen: try volume.thaw(by: holder))
         default:
             return volume.status(
                 of: HostDescriptor(

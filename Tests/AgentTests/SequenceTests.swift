@@ -328,4 +328,30 @@ import Testing
         #expect(world.log.suffix(3) == ["volume.freeze a", "bridge", "volume.thaw a"])
         #expect(world.names == ["a.cache", "a.source", "copy", "small"])
     }
+
+    @Test("An epoch in the freeze of a live restore took what is restored in part", arguments: [false, true])
+    func anEpochDuringALiveRestore(isOver: Bool) async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("a", size: 1 << 20, seed: 1)
+        _ = try await world.copy(
+            CopyRequest(members: [.init(control: "a.ctl", destination: world.path("copy"))]))
+        // As by a host whose freezes belong to nobody.
+        world.state.withLock { state in
+            state.before["bridge"] = {
+                do {
+                    _ = volume.volume.thaw()
+                    let epoch = try volume.volume.begin()
+                    try volume.volume.freeze(timeout: 100)
+                    if isOver { try volume.volume.release(epoch: try #require(UUID(uuidString: epoch.uuid))) }
+                } catch { Issue.record("\(error)") }
+            }
+        }
+        let error = await #expect(throws: AgentError.self) {
+            try await world.restore(
+                RestoreRequest(
+                    copy: world.path("copy"), destination: volume.sourcePath, force: true, host: "a.ctl"))
+        }
+        #expect(error?.status == .tryAgain && error?.reason.contains("epoch") == true)
+        _ = volume.volume.thaw()
+    }
 }

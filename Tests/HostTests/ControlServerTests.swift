@@ -123,6 +123,41 @@ private final class RawClient {
         }
     }
 
+    @Test func aFreezeBelongsToItsConnection() async throws {
+        try await serve { path, volume in
+            let (owner, other) = (try RawClient(path), try RawClient(path))
+            func freeze(_ more: String = "") -> String {
+                #"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":100\#(more)}}"#
+            }
+            let begin = #"{"jsonrpc":"2.0","id":2,"method":"snapshot.begin"}"#
+            let thaw = #"{"jsonrpc":"2.0","id":3,"method":"volume.thaw"}"#
+            #expect(try owner.code(freeze()) == nil)
+            for line in [begin, thaw, freeze(), freeze(#","renew":true"#)] {
+                #expect(try other.code(line) == -32006)
+            }
+            #expect(volume.isFrozen && volume.epochStatus == nil)
+            #expect(try owner.code(freeze(#","renew":true"#)) == nil)
+            #expect(try owner.code(begin) == nil)
+            #expect((try owner.ask(thaw)["result"] as? [String: Any])?["wasFrozen"] as? Bool == true)
+            #expect((try other.ask(thaw)["result"] as? [String: Any])?["wasFrozen"] as? Bool == false)
+        }
+    }
+
+    @Test(.timeLimit(.minutes(1))) func aFreezeEndsWithItsConnection() async throws {
+        try await serve { path, volume in
+            do {
+                let client = try RawClient(path)
+                #expect(
+                    try client.code(
+                        #"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":300}}"#) == nil
+                )
+                #expect(volume.isFrozen)
+            }
+            try volume.write([1], at: 0)
+            #expect(!volume.isFrozen)
+        }
+    }
+
     @Test func wrongLinesGetErrorsAndTheConnectionLives() async throws {
         try await serve { path, _ in
             let client = try RawClient(path)
