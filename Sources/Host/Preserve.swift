@@ -134,17 +134,21 @@ extension CopyOnWriteVolume {
         }
     }
 
-    /// Waits until it is worth another try or the epoch is over.
-    /// - Returns: false when the time is up.
+    /// Waits until it is worth another try or the epoch is over. Only the agent ends an epoch, and only its end
+    /// helps against a full cache: without an agent nobody waits.
+    /// - Returns: false when the time is up, or the cache is full and nobody holds the epoch (any more).
     private func waitForCache(_ failure: LogError, _ deadline: UInt64, _ epoch: Epoch) -> Bool {
         let now = MonotonicClock.now
-        guard now < deadline else { return false }
+        guard now < deadline, failure != .full || epoch.isHeld else { return false }
         blockedWrites.wrappingAdd(1, ordering: .relaxed)
         defer { blockedWrites.wrappingSubtract(1, ordering: .relaxed) }
         // A full log does not become less full in an open epoch; a device may come back.
         let patience = failure == .full ? deadline - now : min(deadline - now, HostLimits.retryNanoseconds)
-        let over: Void? = epoch.changes.wait(nanoseconds: patience) { _ in epoch.phase != .open ? () : nil }
-        return over != nil || failure != .full
+        let over: Bool? = epoch.changes.wait(nanoseconds: patience) { _ in
+            if epoch.phase != .open { return true }
+            return failure == .full && !epoch.isHeld ? false : nil
+        }
+        return over ?? (failure != .full)
     }
 
     /// Makes the epoch void unless it is over. Writes go on unharmed from here on.

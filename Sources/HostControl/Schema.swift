@@ -121,7 +121,11 @@ public enum Durability: String, Codable, Hashable, Sendable, CaseIterable {
 
 /// What happens to the epoch when the cache is full or fails.
 public enum CacheFullPolicy: String, Codable, Hashable, Sendable, CaseIterable {
-    case abandon, block
+    /// It becomes void at once, and the write goes on.
+    case abandon
+    /// Writes wait a bounded time for its end, then as `abandon`; for a full cache only while the connection that
+    /// began the epoch is there.
+    case block
 }
 
 public struct EpochStatus: Codable, Hashable, Sendable {

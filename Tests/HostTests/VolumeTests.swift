@@ -135,7 +135,7 @@ import Testing
 
     @Test func aBlockedWriteGoesOnWhenTheEpochEnds() throws {
         let (volume, _) = try volume(8192 + 8192, Fixture.settings(policy: .block))
-        let epoch = try volume.begin()
+        let epoch = try volume.begin(holder: EpochHolder())
         try volume.write([2], at: 0)
         let writer = Worker { try volume.write([2], at: 8192) }
         while volume.isPrompt { sched_yield() }
@@ -146,16 +146,44 @@ import Testing
         #expect(try volume.bytes(at: 8192, count: 1) == [2])
     }
 
+    @Test("Nobody will end an epoch that nobody holds: no write waits for it", .timeLimit(.minutes(1)))
+    func aWriteWaitsOnlyForAnEpochThatIsHeld() throws {
+        let settings = Fixture.settings(policy: .block, blockSeconds: 300)
+        let (volume, _) = try volume(8192 + 8192, settings)
+        let holder = EpochHolder()
+        _ = try volume.begin(holder: holder)
+        try volume.write([2], at: 0)
+        // The agent dies before the write comes.
+        holder.release()
+        try volume.write([2], at: 8192)
+        #expect(volume.epochStatus?.state == .void)
+        #expect(volume.epochStatus?.voidReason?.contains("full") == true)
+    }
+
+    @Test(.timeLimit(.minutes(1))) func aWaitingWriteGoesOnWhenTheHolderIsGone() throws {
+        let settings = Fixture.settings(policy: .block, blockSeconds: 300)
+        let (volume, _) = try volume(8192 + 8192, settings)
+        let holder = EpochHolder()
+        _ = try volume.begin(holder: holder)
+        try volume.write([2], at: 0)
+        let writer = Worker { try volume.write([2], at: 8192) }
+        while volume.isPrompt { sched_yield() }
+        #expect(volume.epochStatus?.state == .open)
+        volume.disconnect(holder)
+        writer.join()
+        #expect(volume.epochStatus?.state == .void)
+    }
+
     @Test func aBlockedWriteAbandonsAtItsTimeout() throws {
         let (volume, _) = try volume(8192 + 8192, Fixture.settings(policy: .block, blockSeconds: 0.05))
-        _ = try volume.begin()
+        _ = try volume.begin(holder: EpochHolder())
         for chunk in 0..<3 { try volume.write([2], at: UInt64(chunk) * 4096) }
         #expect(volume.epochStatus?.state == .void)
     }
 
     @Test func aBlockedWriteGoesOnWhenTheCacheComesBack() throws {
         let (volume, cache) = try volume(1 << 20, Fixture.settings(policy: .block))
-        _ = try volume.begin()
+        _ = try volume.begin(holder: EpochHolder())
         cache.failsWrites.store(true, ordering: .relaxed)
         let writer = Worker { try volume.write([2], at: 8192) }
         while volume.isPrompt { sched_yield() }
