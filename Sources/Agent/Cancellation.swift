@@ -5,6 +5,11 @@ import Synchronization
 public final class CancellationToken: Sendable {
     private let cancelled = Atomic(false)
     private let waiting = Monitor(())
+    private struct Standstill {
+        var depth = 0
+        var afterwards: (@Sendable () -> Void)?
+    }
+    private let standstill = Monitor(Standstill())
 
     public init() {}
 
@@ -25,6 +30,31 @@ public final class CancellationToken: Sendable {
     func pause(nanoseconds: UInt64) throws(AgentError) {
         _ = waiting.wait(nanoseconds: nanoseconds) { [self] _ in isCancelled ? true : nil }
         try check()
+    }
+
+    /// From now on something stands still that must go on before the process may end.
+    func beginStandstill() { standstill.withLock { $0.depth += 1 } }
+
+    /// It goes on again. What was to be done afterwards is done now.
+    func endStandstill() {
+        let body = standstill.withLock { state in
+            state.depth -= 1
+            return state.depth == 0 ? state.afterwards : nil
+        }
+        body?()
+    }
+
+    /// Calls `body` when nothing stands still on behalf of the sequence: at once, or as soon as all goes on. This is
+    /// the way to end the process without waiting for the rest.
+    /// - Returns: false when it has to wait.
+    @discardableResult
+    public func whenNothingStandsStill(_ body: @escaping @Sendable () -> Void) -> Bool {
+        let isFree = standstill.withLock { state in
+            if state.depth > 0 { state.afterwards = body }
+            return state.depth == 0
+        }
+        if isFree { body() }
+        return isFree
     }
 
     static let interrupted = AgentError(

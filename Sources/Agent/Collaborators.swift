@@ -117,8 +117,11 @@ public struct Collaborators: Sendable {
     /// FIFREEZE and FITHAW of a mount point.
     public var freezeFileSystem: @Sendable (String) throws(AgentError) -> Void
     public var thawFileSystem: @Sendable (String) throws(AgentError) -> Void
-    /// Runs a command by the shell. Throws unless it ends with status 0.
-    public var runCommand: @Sendable (String) throws(AgentError) -> Void
+    /// Runs a command by the shell. Throws unless it ends with status 0. With a token it is ended when that is
+    /// cancelled.
+    public var runCommand: @Sendable (String, CancellationToken?) throws(AgentError) -> Void
+    /// Starts what thaws these mount points and runs that command if this process ends before it is dismissed.
+    public var startThawGuard: @Sendable ([String], String?) throws(AgentError) -> any ThawGuard
     /// Nanoseconds since 1970.
     public var realTime: @Sendable () -> Int64
 
@@ -143,7 +146,10 @@ public struct Collaborators: Sendable {
         }
         freezeFileSystem = { path throws(AgentError) in try FileSystemFreeze.freeze(path) }
         thawFileSystem = { path throws(AgentError) in try FileSystemFreeze.thaw(path) }
-        runCommand = { command throws(AgentError) in try ShellCommand.run(command) }
+        runCommand = { command, token throws(AgentError) in try ShellCommand.run(command, token) }
+        startThawGuard = { mountPoints, command throws(AgentError) in
+            try ThawGuardProcess(executable: executable, mountPoints, command)
+        }
         realTime = { ShellCommand.realTime() }
     }
 }

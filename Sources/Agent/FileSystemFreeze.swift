@@ -36,33 +36,3 @@ enum FileSystemFreeze {
         }
     }
 }
-
-/// Commands that the administrator has given.
-enum ShellCommand {
-    static func run(_ command: String) throws(AgentError) {
-        let doing = "running"
-        var process = pid_t()
-        let arguments: [UnsafeMutablePointer<CChar>?] = [
-            strdup("/bin/sh"), strdup("-c"), strdup(command), nil,
-        ]
-        defer { for argument in arguments { free(argument) } }
-        let code = posix_spawn(&process, "/bin/sh", nil, nil, arguments, environ)
-        guard code == 0 else { throw AgentError.system(code, doing: doing, to: command) }
-        var status: Int32 = 0
-        while waitpid(process, &status, 0) < 0 {
-            guard errno == EINTR else { throw AgentError.system(errno, doing: doing, to: command) }
-        }
-        guard status == 0 else {
-            let how =
-                status & 0x7F == 0
-                ? "it ended with status \(status >> 8 & 0xFF)" : "signal \(status & 0x7F) ended it"
-            throw AgentError(.io, doing: doing, to: command, because: how)
-        }
-    }
-
-    static func realTime() -> Int64 {
-        var time = timespec()
-        clock_gettime(CLOCK_REALTIME, &time)
-        return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
-    }
-}

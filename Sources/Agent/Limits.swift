@@ -11,6 +11,8 @@ public enum AgentLimits {
     /// Seconds that a private bridge may take to say that it is ready, and to end.
     public static let bridgeStartSeconds = 30.0
     public static let bridgeStopSeconds = 10.0
+    /// Seconds that a command of the administrator has to end in when the copy is cancelled.
+    public static let hookStopSeconds = 5.0
     /// Bytes of what a private bridge says that are kept for messages.
     public static let bridgeMessageBytes = 4_096
     /// Bytes of one EXTENDED COPY: so often progress is seen, and so much is done in vain when stopped.

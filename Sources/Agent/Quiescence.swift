@@ -13,9 +13,14 @@ struct Quiescence {
         var failure: AgentError?
         var frozen: [String] = []
         var stopped: [CopyMember] = []
+        try cancellation.check()
+        // If this process is killed, all goes on nevertheless.
+        let needsGuard = !request.freeze.isEmpty || request.postThaw != nil
+        let guardian = needsGuard ? try world.startThawGuard(request.freeze, request.postThaw) : nil
+        cancellation.beginStandstill()
+        defer { cancellation.endStandstill() }
         do throws(AgentError) {
-            try cancellation.check()
-            if let command = request.preFreeze { try world.runCommand(command) }
+            if let command = request.preFreeze { try world.runCommand(command, cancellation) }
             for mountPoint in request.freeze {
                 try cancellation.check()
                 try world.freezeFileSystem(mountPoint)
@@ -40,6 +45,7 @@ struct Quiescence {
             }
         } catch { failure = error }
         failure = goOn(stopped, frozen, after: failure)
+        guardian?.dismiss()
         if let failure { throw failure }
     }
 
@@ -67,7 +73,7 @@ struct Quiescence {
             }
         }
         if let command = request.postThaw {
-            do throws(AgentError) { try world.runCommand(command) } catch {
+            do throws(AgentError) { try world.runCommand(command, nil) } catch {
                 observer.notice("\(error)")
                 failure = failure ?? error
             }

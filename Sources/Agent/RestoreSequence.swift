@@ -76,6 +76,9 @@ public final class RestoreSequence {
         let (store, plan) = try plan(copy)
         let site = try RestoreSite(
             request, size: manifest.volume.size, isOf: copy, world: world, observer: observer)
+        // The host of a live restore thaws before this process may end.
+        if site.isLive { cancellation.beginStandstill() }
+        defer { if site.isLive { cancellation.endStandstill() } }
         do throws(AgentError) {
             try check(copy, in: store)
             try site.hold()

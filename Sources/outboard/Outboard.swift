@@ -22,7 +22,7 @@ struct Outboard: AsyncParsableCommand {
         version: toolVersion,
         subcommands: [
             HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
-            IntegrateCommand.self, RestoreCommand.self,
+            IntegrateCommand.self, RestoreCommand.self, ThawGuardCommand.self,
         ])
 
     static func main() async {

@@ -5,7 +5,8 @@ import Foundation
 
 /// Runs the agent's sequences: the world they need, signals, and progress.
 enum Sequences {
-    /// Runs `body` on a thread of its own; the first signal asks it to stop in order, the third ends the process.
+    /// Runs `body` on a thread of its own; the first signal asks it to stop in order, the third ends the
+    /// process, but not while anything stands still on its behalf.
     static func run<Outcome: Sendable>(
         _ name: String,
         _ body:
@@ -15,7 +16,10 @@ enum Sequences {
         let cancellation = CancellationToken()
         let observer = TerminalObserver(name)
         StopSignals.handle { _, count in
-            if count > 2 { hardExit(.tryAgain) }
+            if count > 2 {
+                let isFree = cancellation.whenNothingStandsStill { hardExit(.tryAgain) }
+                if !isFree { observer.notice("applications are stopped; ending as soon as they go on") }
+            }
             if count == 1 { observer.notice("stopping; a third signal ends at once") }
             cancellation.cancel()
         }

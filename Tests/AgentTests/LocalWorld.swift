@@ -25,6 +25,7 @@ final class LocalWorld: Sendable {
         var before: [String: @Sendable () -> Void] = [:]
         var volumes: [String: LocalVolume] = [:]
         var notices: [String] = []
+        var dismissals = 0
     }
     let directory: String
     let state = Monitor(State())
@@ -89,7 +90,8 @@ final class LocalWorld: Sendable {
         }
         world.freezeFileSystem = { [self] path throws(AgentError) in try record("freeze \(path)") }
         world.thawFileSystem = { [self] path throws(AgentError) in try record("thaw \(path)") }
-        world.runCommand = { [self] command throws(AgentError) in try record("run \(command)") }
+        world.runCommand = { [self] command, _ throws(AgentError) in try record("run \(command)") }
+        world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }
         return world
     }
 
@@ -190,6 +192,13 @@ final class LocalVolume: Sendable {
             do { try volume.write(bytes, at: UInt64(start)) } catch { preconditionFailure("\(error)") }
         }
     }
+}
+
+/// Tells when it was dismissed.
+final class LocalGuard: ThawGuard {
+    private let world: LocalWorld
+    init(_ world: LocalWorld) { self.world = world }
+    func dismiss() { world.state.withLock { $0.dismissals += 1 } }
 }
 
 /// The control line of a volume, recorded.

@@ -1,0 +1,43 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// However `outboard copy` is stopped, what it stopped goes on.
+@Suite(.serialized) struct StopTests {
+    /// Starts a copy that stands in its first hook.
+    private func standing(_ scratch: ScratchDirectory, _ host: HostProcess) throws -> ChildProcess {
+        #expect(mkfifo(scratch("standing"), 0o600) == 0)
+        let copy = try Outboard.start([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--pre-freeze",
+            ": > \(scratch("standing")); exec sleep 30", "--post-thaw", "echo > \(scratch("went-on"))",
+        ])
+        // Opening waits until the hook opens its end.
+        close(open(scratch("standing"), O_RDONLY))
+        return copy
+    }
+
+    private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
+
+    @Test func threeSignalsStillThaw() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let copy = try standing(scratch, host)
+        for number in [SIGTERM, SIGINT, SIGHUP] { copy.signal(number) }
+        #expect(copy.waitForExit() == .exit(75), "\(copy.errors)")
+        #expect(exists(scratch("went-on")), "\(copy.errors)")
+        #expect(!exists(scratch("copy")))
+    }
+
+    @Test func aKilledCopyThaws() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let copy = try standing(scratch, host)
+        copy.signal(SIGKILL)
+        _ = copy.waitForExit()
+        let deadline = Date(timeIntervalSinceNow: 60)
+        while !exists(scratch("went-on")), Date() < deadline { usleep(10_000) }
+        #expect(exists(scratch("went-on")), "\(copy.errors)")
+    }
+}
