@@ -72,7 +72,8 @@ public enum ThawGuardService {
     ///   - postThaw: run by the shell.
     ///   - notice: called with what was done or failed.
     public static func run(mountPoints: [String], postThaw: String?, notice: (String) -> Void) {
-        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number, SIG_IGN) }
+        // Handled, not ignored: the command does not inherit it.
+        for number in [SIGINT, SIGTERM, SIGHUP] { signal(number) { _ in } }
         var byte: UInt8 = 0
         while true {
             let count = read(STDIN_FILENO, &byte, 1)

@@ -40,4 +40,23 @@ import Testing
         while !exists(scratch("went-on")), Date() < deadline { usleep(10_000) }
         #expect(exists(scratch("went-on")), "\(copy.errors)")
     }
+
+    @Test func hooksDoNotMixWithTheResult() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        // A reader that went away ends a writer by SIGPIPE (141 by the shell), unless the shell inherited it ignored.
+        let result = try Outboard.run([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--json", "--pre-freeze",
+            "echo said; read line; kill -PIPE $$; echo deaf", "--post-thaw", "echo also",
+        ])
+        #expect(result.status == 74 && result.errors.contains("signal 13"), "\(result)")
+        #expect(result.errors.contains("said\n") && !result.errors.contains("deaf\n"), "\(result)")
+        let done = try Outboard.run([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--json", "--pre-freeze", "echo said",
+            "--post-thaw", "echo also",
+        ])
+        #expect(done.isSuccess && done.errors.contains("said\n") && done.errors.contains("also\n"), "\(done)")
+        #expect(try JSONSerialization.jsonObject(with: Data(done.output.utf8)) is [String: Any], "\(done)")
+    }
 }
