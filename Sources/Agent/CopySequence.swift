@@ -60,9 +60,8 @@ public final class CopySequence {
         var manifests: [Manifest] = []
         for member in members { manifests.append(try seal(member, group)) }
         try cancellation.check()
-        for (member, manifest) in zip(members, manifests) {
-            try onCopy { () throws(CopyError) in try member.draft.commit(manifest) }
-        }
+        let drafts = zip(members, manifests).map { (draft: $0.draft, manifest: $1) }
+        try onCopy { () throws(CopyError) in try CopyDraft.commit(drafts) }
         return zip(members, manifests).map { outcome($0, $1) }
     }
 

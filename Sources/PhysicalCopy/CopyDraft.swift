@@ -10,7 +10,14 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     public let directory: String
     /// Whether a copy that is at the destination now will be replaced.
     public let replacesExisting: Bool
+    /// Where the old copy steps aside on a file system that cannot exchange. No leftover: it is whole, and the only
+    /// one there is until the new one has its name.
+    private let aside: String
     private var lock: DirectoryLock?
+    /// renameat2(2); tests put one here that lacks what some file systems lack.
+    var renameWithFlags: (String, String, UInt32) -> Int32 = { Files.rename($0, $1, flags: $2) }
+    /// rename(2); tests make it fail.
+    var renamePlainly: (String, String) -> Int32 = { rename($0, $1) }
     private var isOver = false
 
     /// Makes the temporary directory, and clears away those that dead processes left of the same copy.
@@ -25,6 +32,8 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         }
         let parent = destination[..<slash].isEmpty ? "/" : String(destination[..<slash])
         let name = String(destination[destination.index(after: slash)...])
+        aside = Self.join(parent, ".\(name).replaced")
+        try Self.bringBack(aside, to: destination, action)
         replacesExisting = try Self.checkDestination(destination, force: force, action)
         try Self.clearLeftovers(of: name, in: parent, action)
         directory = Self.join(parent, ".\(name).partial-\(getpid())")
@@ -54,6 +63,24 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
 
     private static func join(_ parent: String, _ name: String) -> String {
         parent == "/" ? "/" + name : parent + "/" + name
+    }
+
+    /// A process that died while it replaced a copy may have left the old one aside: it gets its name back when
+    /// nothing has that, and is removed when the new one has it.
+    private static func bringBack(_ aside: String, to destination: String, _ action: String) throws(CopyError)
+    {
+        guard try Files.kind(of: aside, action) == S_IFDIR,
+            // Locked: its replacement is going on.
+            let lock = try DirectoryLock(aside, exclusive: true, action)
+        else { return }
+        defer { withExtendedLifetime(lock) {} }
+        guard try Files.kind(of: destination, action) == nil else {
+            if try isCopy(destination, action), try isCopy(aside, action) { try Files.removeFlat(aside) }
+            return
+        }
+        guard rename(aside, destination) == 0 else {
+            throw .system(errno, action, otherwise: .cannotCreate)
+        }
     }
 
     /// - Returns: whether something is there that may be replaced.
@@ -91,6 +118,8 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         for leftover in try Files.names(in: parent, action)
         where leftover.hasPrefix(".\(name).partial-") {
             let path = join(parent, leftover)
+            // A restore that makes a file of that name has such a temporary file, which is its own.
+            guard try Files.kind(of: path, action) == S_IFDIR else { continue }
             // Locked: its maker lives. Not locked: its maker is dead, and nobody will finish it.
             if try DirectoryLock(path, exclusive: true, action) != nil { try Files.removeFlat(path) }
         }
@@ -109,48 +138,98 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     }
 
     /// Writes the manifest, flushes everything, and moves the directory to its final name: at no moment is
-    /// there less than a whole copy under that name, the old one or the new.
+    /// there less than a whole copy under that name, the old one or the new (for a moment, on a file system that
+    /// cannot exchange, under a name from which the next draft brings it back).
     public func commit(_ manifest: Manifest) throws(CopyError) {
-        precondition(!isOver, "a copy is committed once")
-        let action = "complete the copy \(destination)"
-        for name in try Files.names(in: directory, action) { try Files.synchronize(path(of: name)) }
-        try Files.replace(directory, Manifest.fileName, with: manifest.encoded())
-        try move(action)
-        isOver = true
-        lock = nil  // it is the finished copy's now
-        try Files.synchronize(String(directory[..<directory.lastIndex(of: "/")!]) + "/")
-        // The old copy now lies under the temporary name.
-        if replacesExisting { try Files.removeFlat(directory) }
+        try Self.commit([(self, manifest)])
     }
 
-    private func move(_ action: String) throws(CopyError) {
+    /// Commits all of a group or none: each is written and flushed, and what it replaces locked, before the first
+    /// gets its name; when one cannot get it, the others lose theirs again.
+    public static func commit(_ group: [(draft: CopyDraft, manifest: Manifest)]) throws(CopyError) {
+        var locks: [DirectoryLock] = []
+        for (draft, manifest) in group {
+            try draft.seal(manifest)
+            if let lock = try draft.lockExisting() { locks.append(lock) }
+        }
+        defer { withExtendedLifetime(locks) {} }
+        var moved: [(draft: CopyDraft, old: String?)] = []
+        do throws(CopyError) {
+            for (draft, _) in group { moved.append((draft, try draft.move())) }
+        } catch {
+            var failure = error
+            for (draft, old) in moved.reversed() where !draft.moveBack(old) {
+                // Its new copy is whole; nothing is lost, and the user knows.
+                failure.reason += "; \(draft.destination) is complete nevertheless"
+            }
+            throw failure
+        }
+        for (draft, _) in moved {
+            draft.isOver = true
+            draft.lock = nil  // it is the finished copy's now
+        }
+        for (draft, _) in moved {
+            try Files.synchronize(String(draft.directory[..<draft.directory.lastIndex(of: "/")!]) + "/")
+        }
+        for (_, old) in moved { if let old { try Files.removeFlat(old) } }
+    }
+
+    private var action: String { "complete the copy \(destination)" }
+
+    private func seal(_ manifest: Manifest) throws(CopyError) {
+        precondition(!isOver, "a copy is committed once")
+        for name in try Files.names(in: directory, action) { try Files.synchronize(path(of: name)) }
+        try Files.replace(directory, Manifest.fileName, with: manifest.encoded())
+    }
+
+    /// - Returns: what keeps readers away from the copy that is there; nil when none is to be replaced.
+    private func lockExisting() throws(CopyError) -> DirectoryLock? {
         guard replacesExisting else {
-            if Files.rename(directory, destination, flags: Files.renameNoReplace) == 0 { return }
-            if errno == EEXIST {
-                throw CopyError(.cannotCreate, action, "something has appeared there meanwhile")
-            }
-            // A file system without that flag: the directory was absent when we looked, and a rename
-            // replaces an empty directory only.
-            guard errno == EINVAL || errno == ENOSYS, rename(directory, destination) == 0 else {
-                throw .system(errno, action, otherwise: .cannotCreate)
-            }
-            return
+            guard try Files.kind(of: destination, action) == nil else { throw appeared }
+            return nil
         }
         guard let lock = try DirectoryLock(destination, exclusive: true, action) else {
             throw CopyError(
                 .cannotCreate, action, "the copy that is there is being read",
                 advice: "try again when that is over")
         }
-        defer { withExtendedLifetime(lock) {} }
-        if Files.rename(directory, destination, flags: Files.renameExchange) == 0 { return }
-        guard errno == EINVAL || errno == ENOSYS else {
+        return lock
+    }
+
+    private var appeared: CopyError {
+        CopyError(.cannotCreate, action, "something has appeared there meanwhile")
+    }
+
+    /// - Returns: where the copy that was replaced lies now; nil when there was none.
+    private func move() throws(CopyError) -> String? {
+        guard replacesExisting else {
+            if renameWithFlags(directory, destination, Files.renameNoReplace) == 0 { return nil }
+            if errno == EEXIST { throw appeared }
+            // A file system without that flag: the directory was absent when we looked, and a rename
+            // replaces an empty directory only.
+            guard errno == EINVAL || errno == ENOSYS, renamePlainly(directory, destination) == 0 else {
+                throw .system(errno, action, otherwise: .cannotCreate)
+            }
+            return nil
+        }
+        if renameWithFlags(directory, destination, Files.renameExchange) == 0 { return directory }
+        guard errno == EINVAL || errno == ENOSYS, renamePlainly(destination, aside) == 0 else {
             throw .system(errno, action, otherwise: .cannotCreate)
         }
-        // A file system that cannot exchange: the old copy steps aside for a moment, under a name of its own.
-        let aside = directory + ".replaced"
-        guard rename(destination, aside) == 0, rename(directory, destination) == 0,
-            rename(aside, directory) == 0
-        else { throw .system(errno, action, otherwise: .cannotCreate) }
+        guard renamePlainly(directory, destination) == 0 else {
+            let failure = CopyError.system(errno, action, otherwise: .cannotCreate)
+            // If this fails, too, the next draft of the name brings it back.
+            _ = renamePlainly(aside, destination)
+            throw failure
+        }
+        return aside
+    }
+
+    /// Undoes ``move()``.
+    private func moveBack(_ old: String?) -> Bool {
+        guard let old else { return renamePlainly(destination, directory) == 0 }
+        if old == directory { return renameWithFlags(directory, destination, Files.renameExchange) == 0 }
+        return renamePlainly(destination, directory) == 0 && renamePlainly(aside, destination) == 0
     }
 
     /// Removes what has been made.

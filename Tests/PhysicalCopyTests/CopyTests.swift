@@ -130,4 +130,99 @@ import Testing
         #expect(try Files.names(in: parent.path, "").isEmpty)
         withExtendedLifetime(living) {}
     }
+
+    @Test("Killed while it replaces a copy without exchange: the old copy comes back")
+    func theOldCopyComesBack() throws {
+        let parent = TemporaryDirectory()
+        let old = try SampleCopy(in: parent.path, seed: 15)
+        func replacement() throws -> CopyDraft {
+            let draft = try CopyDraft(destination: old.directory, force: true)
+            try FileManager.default.copyItem(
+                atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            draft.renameWithFlags = { _, _, _ in
+                errno = EINVAL
+                return -1
+            }
+            return draft
+        }
+        do {
+            let draft = try replacement()
+            var calls = 0
+            draft.renamePlainly = { from, to in
+                calls += 1
+                // As if it had died after the first one.
+                if calls == 1 { return rename(from, to) }
+                errno = EIO
+                return -1
+            }
+            #expect(throws: CopyError.self) { try draft.commit(old.manifest) }
+            #expect(try Files.names(in: parent.path, "").contains(".copy.replaced"))
+        }
+        #expect(throws: CopyError.self) { try CopyDraft(destination: old.directory, force: false) }
+        #expect(try PhysicalCopy(old.directory).verify(SampleCopy.open).isClean)
+        // A failure in between is rolled back at once.
+        do {
+            let draft = try replacement()
+            draft.renamePlainly = { [directory = draft.directory] from, to in
+                errno = EIO
+                return from == directory ? -1 : rename(from, to)
+            }
+            #expect(throws: CopyError.self) { try draft.commit(old.manifest) }
+            #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
+        }
+        var manifest = old.manifest
+        manifest.uuid = "the new one"
+        try replacement().commit(manifest)
+        #expect(try PhysicalCopy(old.directory).manifest.uuid == "the new one")
+        #expect(try Files.names(in: parent.path, "") == ["copy"])
+    }
+
+    @Test func aRestoresTemporaryFileIsNoLeftover() throws {
+        let parent = TemporaryDirectory()
+        try Data([1]).write(to: URL(fileURLWithPath: parent.path + "/.copy.partial-1"))
+        _ = try CopyDraft(destination: parent.path + "/copy", force: false)
+        #expect(try Files.names(in: parent.path, "") == [".copy.partial-1"])
+    }
+
+    @Test("A group is complete or not at all", arguments: [true, false])
+    func aGroupIsAllOrNothing(canExchange: Bool) throws {
+        let parents = [TemporaryDirectory(), TemporaryDirectory(), TemporaryDirectory()]
+        let old = try SampleCopy(in: parents[0].path, seed: 16)
+        var group: [(draft: CopyDraft, manifest: Manifest)] = []
+        for parent in parents {
+            let draft = try CopyDraft(destination: parent.path + "/copy", force: true)
+            try FileManager.default.copyItem(
+                atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            var manifest = old.manifest
+            manifest.uuid = "the new one"
+            if !canExchange {
+                draft.renameWithFlags = { _, _, _ in
+                    errno = EINVAL
+                    return -1
+                }
+            }
+            group.append((draft, manifest))
+        }
+        let last = group[2].draft
+        let (flagged, plain) = (last.renameWithFlags, last.renamePlainly)
+        last.renameWithFlags = { _, _, _ in
+            errno = canExchange ? EIO : EINVAL
+            return -1
+        }
+        last.renamePlainly = { _, _ in
+            errno = EIO
+            return -1
+        }
+        #expect(throws: CopyError.self) { try CopyDraft.commit(group) }
+        #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
+        for parent in parents[1...] {
+            #expect(!FileManager.default.fileExists(atPath: parent.path + "/copy"))
+        }
+        (last.renameWithFlags, last.renamePlainly) = (flagged, plain)
+        try CopyDraft.commit(group)
+        for parent in parents {
+            #expect(try PhysicalCopy(parent.path + "/copy").manifest.uuid == "the new one")
+            #expect(try Files.names(in: parent.path, "") == ["copy"])
+        }
+    }
 }
