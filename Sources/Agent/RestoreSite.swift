@@ -213,10 +213,10 @@ final class RestoreSite {
         }
         line?.close()
         guard isNewFile else { return }
-        guard link(path, destination) == 0 else {
-            throw AgentError.system(errno, doing: Self.doing, to: destination, otherwise: .cannotCreate)
+        let number = Placement().place(path, at: destination)
+        guard number == 0 else {
+            throw AgentError.system(number, doing: Self.doing, to: destination, otherwise: .cannotCreate)
         }
-        unlink(path)
         let parent = destination.lastIndex(of: "/").map { String(destination[...$0]) } ?? "."
         let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         defer { if descriptor >= 0 { close(descriptor) } }
