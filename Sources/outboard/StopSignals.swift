@@ -6,7 +6,7 @@ import Synchronization
 private let signalPipe = Atomic<Int32>(-1)
 
 /// SIGINT, SIGTERM and SIGHUP as calls of a closure on a thread of its own. Programs that we start get the
-/// system's dispositions back.
+/// system's dispositions back. A SIGHUP that was ignored when we were started (nohup) stays ignored.
 enum StopSignals {
     /// From now on each signal calls `handler` with its number and how many have come, counted from 1.
     /// Called once.
@@ -16,7 +16,9 @@ enum StopSignals {
         for end in ends { precondition(fcntl(end, F_SETFD, FD_CLOEXEC) == 0) }
         let readEnd = ends[0]
         signalPipe.store(ends[1], ordering: .releasing)
-        for number in [SIGINT, SIGTERM, SIGHUP] { install(number) }
+        for number in [SIGINT, SIGTERM, SIGHUP] where number != SIGHUP || !isIgnored(number) {
+            install(number)
+        }
         let started = BlockingThread.start {
             var count = 0
             while let number = next(from: readEnd) {
@@ -29,6 +31,13 @@ enum StopSignals {
 
     /// Ignores SIGINT, for a child whose parent decides when it ends.
     static func ignoreInterrupts() { signal(SIGINT, SIG_IGN) }
+
+    private static func isIgnored(_ number: Int32) -> Bool {
+        var action = sigaction()
+        guard sigaction(number, nil, &action) == 0 else { return false }
+        // SIG_IGN is 1: no function is there, and functions cannot be compared.
+        return unsafeBitCast(action.__sigaction_handler.sa_handler, to: Int.self) == 1
+    }
 
     private static func install(_ number: Int32) {
         var action = sigaction()
