@@ -6,19 +6,25 @@ import Glibc
 public final class BridgeProcess: BridgeConnection, Sendable {
     private let initiator: Initiator
     private let child: Child
+    private let notice: @Sendable (String) -> Void
     public var copier: any ThirdPartyCopier { initiator }
 
     /// Starts it and logs in.
     /// - Parameter executable: started as `EXECUTABLE bridge --private --portal 127.0.0.1:0 --chap-file FILE
-    ///   --unit N=PATH[,ro][,nolock]…`. It prints `ready HOST:PORT TARGET` on its standard output when it serves.
+    ///   --private-unit N:[ro][nolock]:PATH…`. It prints `ready HOST:PORT TARGET` on its standard output when it
+    ///   serves.
+    /// - Parameter notice: called with its warnings: those of its start before this returns, others when it ends.
     /// - Throws: what the child ended with, with its message; 69 when it does not get ready in time.
     public init(
-        executable: String, units: [PrivateUnit], cancellation: CancellationToken
+        executable: String, units: [PrivateUnit], cancellation: CancellationToken,
+        notice: @escaping @Sendable (String) -> Void
     ) throws(AgentError) {
         let credentials = (name: "agent-\(Self.random(4))", secret: Self.random(16))
         let child = try Child(executable: executable, units: units, credentials: credentials)
+        self.notice = notice
         do throws(AgentError) {
             var address = try child.waitUntilReady(cancellation)
+            for warning in child.warnings() { notice(warning) }
             address.credentials = .init(name: credentials.name, secret: credentials.secret)
             initiator = try Initiator(address) { cancellation.isCancelled }
         } catch {
@@ -33,6 +39,7 @@ public final class BridgeProcess: BridgeConnection, Sendable {
     public func end() {
         initiator.close()
         child.stop()
+        for warning in child.warnings() { notice(warning) }
     }
 
     /// Hexadecimal digits for `count` random bytes.
@@ -51,6 +58,8 @@ private final class Child: Sendable {
         var process: pid_t
         /// Our end of its standard input; closing it ends the child.
         var input: Int32
+        /// Bytes of its messages that were told already.
+        var told = 0
     }
     private let state: Monitor<State>
     private let output: Int32
@@ -73,7 +82,7 @@ private final class Child: Sendable {
                 executable, "bridge", "--private", "--portal", "127.0.0.1:0", "--chap-file",
                 directory + "/chap",
             ]
-            for unit in units { arguments += ["--unit", unit.argument] }
+            for unit in units { arguments += ["--private-unit", unit.argument] }
             let (process, input, output) = try Self.spawn(executable, arguments, messages)
             self.output = output
             state = Monitor(State(process: process, input: input))
@@ -205,6 +214,22 @@ private final class Child: Sendable {
         let got = pread(messages, &bytes, count, Int(size) - count)
         return String(decoding: bytes.prefix(max(0, got)), as: UTF8.self)
             .split(separator: "\n").joined(separator: "; ")
+    }
+
+    /// The lines that it has said on standard error since the last call: it logs warnings and errors only.
+    func warnings() -> [String] {
+        let bytes = state.withLock { state -> [UInt8] in
+            var bytes = [UInt8](repeating: 0, count: AgentLimits.bridgeMessageBytes)
+            let count = max(0, pread(messages, &bytes, bytes.count, state.told))
+            // A line that is not whole yet is for the next call.
+            let whole = bytes[..<count].lastIndex(of: UInt8(ascii: "\n")).map { $0 + 1 } ?? 0
+            state.told += whole
+            return Array(bytes[..<whole])
+        }
+        let prefix = "outboard bridge: "
+        return String(decoding: bytes, as: UTF8.self).split(separator: "\n").map {
+            "the private bridge: " + ($0.hasPrefix(prefix) ? $0.dropFirst(prefix.count) : $0)
+        }
     }
 
     /// Closes its standard input and waits for its end; kills it when it does not come.

@@ -92,8 +92,8 @@ public struct PrivateUnit: Hashable, Sendable {
         self.isReadOnly = isReadOnly
     }
 
-    /// As the command line of `bridge` takes it: `N=PATH`, then `,ro` or `,nolock`.
-    var argument: String { "\(number)=\(path)\(isReadOnly ? ",ro" : "")\(isLocked ? "" : ",nolock")" }
+    /// As `--private-unit` of `bridge` takes it: `N:[ro][nolock]:PATH`, so that no path reads as a flag.
+    var argument: String { "\(number):\(isReadOnly ? "ro" : isLocked ? "" : "nolock"):\(path)" }
 }
 
 /// A bridge that was reached: the session, and whether it is ours to end.
@@ -128,9 +128,10 @@ public struct Collaborators: Sendable {
     /// The real ones.
     /// - Parameters:
     ///   - executable: the program whose command `bridge` a private bridge is.
+    ///   - notice: called with what people should know of a private bridge.
     ///   - openStore: see ``openStore``.
     public init(
-        executable: String,
+        executable: String, notice: @escaping @Sendable (String) -> Void = { _ in },
         openStore: @escaping @Sendable (String, Bool) throws(AgentError) -> any BlockStore
     ) {
         self.openStore = openStore
@@ -139,7 +140,8 @@ public struct Collaborators: Sendable {
             try NBDStore(.unixSocket(status.socket, export: "snapshot"))
         }
         startPrivateBridge = { units, cancellation throws(AgentError) in
-            try BridgeProcess(executable: executable, units: units, cancellation: cancellation)
+            try BridgeProcess(
+                executable: executable, units: units, cancellation: cancellation, notice: notice)
         }
         connectBridge = { address, cancellation throws(AgentError) in
             try StandingBridge(address, cancellation: cancellation)

@@ -78,7 +78,7 @@ public final class BridgeDevice: SCSITargetDevice {
 
     private static func report(_ unit: BridgeUnitSummary, _ logger: Logger) {
         if unit.paddingBytes > 0 {
-            logger.warning(
+            logger.notice(
                 "the file's size is no multiple of the block size: the last block ends in padding that reads as zeros and takes only zeros",
                 metadata: [
                     "unit": "\(unit.number)", "path": "\(unit.path)", "padding": "\(unit.paddingBytes)",

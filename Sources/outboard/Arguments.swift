@@ -35,7 +35,7 @@ struct Endpoint: ExpressibleByArgument, Sendable {
     var text: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 }
 
-/// `N=PATH[,ro]`, and from the agent `N=PATH,nolock`: what the host of a live restore keeps locked.
+/// `N=PATH[,ro]`. A path that ends in `,ro` itself can stand in a configuration file.
 struct UnitArgument: ExpressibleByArgument, Sendable {
     var number: Int
     var path: String
@@ -46,8 +46,7 @@ struct UnitArgument: ExpressibleByArgument, Sendable {
         let parts = argument.split(separator: "=", maxSplits: 1)
         guard parts.count == 2, let number = Int(parts[0]), (0...16383).contains(number) else { return nil }
         readOnly = parts[1].hasSuffix(",ro")
-        isLocked = !parts[1].hasSuffix(",nolock")
-        path = String(parts[1].dropLast(readOnly ? 3 : isLocked ? 0 : ",nolock".count))
+        path = String(parts[1].dropLast(readOnly ? 3 : 0))
         guard !path.isEmpty else { return nil }
         self.number = number
     }
@@ -56,6 +55,21 @@ struct UnitArgument: ExpressibleByArgument, Sendable {
         self.number = number
         self.path = path
         self.readOnly = readOnly
+    }
+}
+
+/// `N:PATH` with flags in between, as the agent gives a private bridge its units: `N::PATH`; `N:ro:PATH`; and
+/// `N:nolock:PATH` for what the host of a live restore keeps locked. Whatever the path, it is taken as it is.
+struct PrivateUnitArgument: ExpressibleByArgument, Sendable {
+    var unit: UnitArgument
+
+    init?(argument: String) {
+        let parts = argument.split(separator: ":", maxSplits: 2, omittingEmptySubsequences: false)
+        guard parts.count == 3, let number = Int(parts[0]), (0...16383).contains(number),
+            ["", "ro", "nolock"].contains(parts[1]), !parts[2].isEmpty
+        else { return nil }
+        unit = UnitArgument(number: number, path: String(parts[2]), readOnly: parts[1] == "ro")
+        unit.isLocked = parts[1] != "nolock"
     }
 }
 

@@ -54,6 +54,11 @@ struct BridgeCommand: AsyncParsableCommand {
     @Flag(help: ArgumentHelp("Serve one agent: end when standard input ends.", visibility: .hidden))
     var `private` = false
 
+    @Option(
+        help: ArgumentHelp(
+            "A unit of a private bridge.", valueName: "n:[ro][nolock]:path", visibility: .hidden))
+    var privateUnit: [PrivateUnitArgument] = []
+
     @Flag(help: "Print the ready line as a JSON object.")
     var json = false
 
@@ -75,6 +80,8 @@ struct BridgeCommand: AsyncParsableCommand {
     func run() async throws {
         var settings = try config.map { try BridgeSettings(readingFile: $0) } ?? BridgeSettings()
         if !unit.isEmpty { settings.units = unit }
+        settings.units += privateUnit.map(\.unit)
+        settings.isPrivate = self.private
         if let portal { settings.portal = portal }
         if let target { settings.target = target }
         if let chapFile { settings.chapFile = chapFile }

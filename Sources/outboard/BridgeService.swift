@@ -23,7 +23,9 @@ final class BridgeService: Sendable {
     }
 
     static func start(_ settings: BridgeSettings) async throws -> BridgeService {
-        let logger = Console.logger("bridge")
+        var logger = Console.logger("bridge")
+        // The agent tells its user what a private bridge says: an audit is not for him.
+        if settings.isPrivate { logger.logLevel = .warning }
         guard ISCSITargetConfiguration.isValidName(settings.target) else {
             throw Failure(
                 .usage,

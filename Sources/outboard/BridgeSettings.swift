@@ -12,6 +12,8 @@ struct BridgeSettings {
     var target = BridgeSettings.defaultTarget
     var chapFile: String?
     var units: [UnitArgument] = []
+    /// Whether it serves the agent that started it, and nobody else.
+    var isPrivate = false
 
     init() {}
 

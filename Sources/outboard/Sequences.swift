@@ -23,7 +23,8 @@ enum Sequences {
             if count == 1 { observer.notice("stopping; a third signal ends at once") }
             cancellation.cancel()
         }
-        let world = Collaborators(executable: executable) { path, writable throws(AgentError) in
+        let world = Collaborators(executable: executable, notice: observer.notice) {
+            path, writable throws(AgentError) in
             try open(path, writable)
         }
         defer { observer.finish() }

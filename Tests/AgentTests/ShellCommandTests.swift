@@ -59,4 +59,28 @@ import Testing
         #expect(world.log.contains("run post") && !endedEarly.withLock { $0 })
         #expect(world.state.withLock { $0.dismissals } == 1)
     }
+
+    @Test("A private bridge's warnings reach the user")
+    func warningsAreTold() async throws {
+        let world = LocalWorld()
+        let script = world.path("bridge")
+        try """
+        #!/bin/sh
+        echo 'outboard bridge: warning: no direct I/O' >&2
+        echo 'ready 127.0.0.1:1 iqn.2026-01.net.example:x'
+        read line
+        echo 'outboard bridge: error: more' >&2
+        """.write(toFile: script, atomically: true, encoding: .utf8)
+        #expect(chmod(script, 0o700) == 0)
+        let notices = Monitor<[String]>([])
+        // Nobody listens there.
+        await #expect(throws: AgentError.self) {
+            try await onThread {
+                _ = try BridgeProcess(
+                    executable: script, units: [], cancellation: CancellationToken(),
+                    notice: { text in notices.withLock { $0.append(text) } })
+            }
+        }
+        #expect(notices.withLock { $0 } == ["the private bridge: warning: no direct I/O"])
+    }
 }

@@ -59,4 +59,41 @@ import Testing
         #expect(done.isSuccess && done.errors.contains("said\n") && done.errors.contains("also\n"), "\(done)")
         #expect(try JSONSerialization.jsonObject(with: Data(done.output.utf8)) is [String: Any], "\(done)")
     }
+
+    @Test func nohupIsRespected() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        for name in ["standing", "go"] { #expect(mkfifo(scratch(name), 0o600) == 0) }
+        let copy = try ChildProcess(
+            "/bin/sh",
+            [
+                "-c", #"trap '' HUP; exec "$@""#, "sh", Outboard.binary, "copy", "--host", host.control,
+                "--to",
+                scratch("copy"), "--pre-freeze", ": > \(scratch("standing")); : < \(scratch("go"))",
+            ])
+        close(open(scratch("standing"), O_RDONLY))
+        copy.signal(SIGHUP)
+        // A copy that is stopped ends its hook, which then never opens its end.
+        let go = open(scratch("go"), O_RDWR)
+        defer { close(go) }
+        #expect(copy.waitForExit() == .exit(0), "\(copy.errors)")
+    }
+
+    @Test func anyPathIsTakenAsItIs() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let copied = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy,nolock")])
+        #expect(copied.isSuccess, "\(copied)")
+        for name in ["disk,ro", "disk,nolock", "disk"] { try makeSparseFile(scratch(name), size: 4 << 20) }
+        for name in ["disk,ro", "disk,nolock"] {
+            let restored = try Outboard.run([
+                "restore", "volume", scratch("copy,nolock"), "--to", scratch(name), "--force",
+            ])
+            #expect(restored.isSuccess, "\(restored)")
+            #expect(try haveSameContents(scratch(name), scratch("volume.img")))
+        }
+        #expect(try contents(scratch("disk")).allSatisfy { $0 == 0 })
+    }
 }
