@@ -21,6 +21,10 @@ public enum AgentLimits {
     public static let smallestCommandBytes: UInt64 = 1 << 20
     /// EXTENDED COPY commands in flight.
     public static let commandsInFlight = 2
+    /// Of a copy that passes through the agent: commands at a time, segments of each, bytes read at once.
+    public static let relayCommands = 4
+    public static let relaySegments = 1_024
+    public static let relayBytes = 4 << 20
     /// Places at which the logical snapshot is compared with the bridge's source unit and with the copy, where the
     /// bridge names the source's storage, and where it does not; and bytes at each.
     public static let samples = 64

@@ -17,16 +17,19 @@ public struct RestoreRequest: Sendable {
     public var host: String?
     /// Bytes a second.
     public var maximumRate: UInt64?
+    /// For the standing bridge on one of whose units the copy's data lie.
+    public var credentials: InitiatorCredentials?
 
     public init(
         copy: String, destination: String, force: Bool = false, host: String? = nil,
-        maximumRate: UInt64? = nil
+        maximumRate: UInt64? = nil, credentials: InitiatorCredentials? = nil
     ) {
         self.copy = copy
         self.destination = destination
         self.force = force
         self.host = host
         self.maximumRate = maximumRate
+        self.credentials = credentials
     }
 }
 
@@ -44,8 +47,8 @@ public struct RestoreOutcome: Codable, Hashable, Sendable {
 }
 
 /// The restore sequences of a whole volume, by a private bridge: FIG. 7A for an append copy (the data, then the
-/// original images over them), 7B for one that is consistent as it stands. It returns when all is flushed; a new
-/// file gets its name only then.
+/// original images over them), 7B for one that is consistent as it stands. Data on a standing bridge's unit are read
+/// from there and written by the private one. It returns when all is flushed; a new file gets its name only then.
 public final class RestoreSequence {
     private let request: RestoreRequest
     private let world: Collaborators
@@ -66,21 +69,17 @@ public final class RestoreSequence {
     /// Runs it to its end. Called once.
     public func run() throws(AgentError) -> RestoreOutcome {
         let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(request.copy) }
-        guard case .path(let data) = copy.dataLocation else {
-            throw AgentError(
-                .inputMissing, doing: "restoring", to: copy.directory,
-                because: "its data lie on a standing bridge's unit, which a private bridge cannot reach",
-                advice: "copy that unit's file or device with the bridge that has it")
-        }
+        let data = try CopyData(copy, world, request.credentials, cancellation)
+        defer { data.close() }
         let manifest = copy.manifest
-        let (store, plan) = try plan(copy)
+        let plan = try plan(copy, in: data.store)
         let site = try RestoreSite(
             request, size: manifest.volume.size, isOf: copy, world: world, observer: observer)
         // The host of a live restore thaws before this process may end.
         if site.isLive { cancellation.beginStandstill() }
         defer { if site.isLive { cancellation.endStandstill() } }
         do throws(AgentError) {
-            try check(copy, in: store)
+            try check(copy, in: data.store)
             try site.hold()
             try restore(plan, from: data, size: manifest.volume.size, to: site)
             try site.complete()
@@ -100,23 +99,15 @@ public final class RestoreSequence {
     }
 
     /// Reads the original-image portion's index, every header checked.
-    private func plan(_ copy: PhysicalCopy) throws(AgentError) -> (any BlockStore, Plan) {
-        let opener: DataOpener = { [world] location, writable throws(CopyError) in
-            guard case .path(let path) = location else { preconditionFailure("checked before") }
-            do throws(AgentError) { return try world.openStore(path, writable) } catch {
-                throw CopyError(
-                    error.status == .inputMissing ? .missing : .io, "open \(path)", error.reason)
-            }
-        }
-        let store = try onCopy { () throws(CopyError) in try copy.openData(opener) }
-        guard let portion = copy.manifest.originals else { return (store, Plan()) }
+    private func plan(_ copy: PhysicalCopy, in store: any BlockStore) throws(AgentError) -> Plan {
+        guard let portion = copy.manifest.originals else { return Plan() }
         let reader = try onCopy { () throws(CopyError) in try copy.logReader(in: store) }
         let entries = try onLog("reading the original images of", copy.directory) { () throws(LogError) in
             try reader.index().entries
         }
         let overlay = OverlayPlan(
             entries, geometry: reader.geometry, base: portion.offset, block: Self.blockBytes)
-        return (store, Plan(overlay: overlay, originals: UInt64(entries.count)))
+        return Plan(overlay: overlay, originals: UInt64(entries.count))
     }
 
     /// Reads all of the copy and compares it with its checksums: before anything is written, and before a host
@@ -137,15 +128,15 @@ public final class RestoreSequence {
     private static let blockBytes: UInt64 = 512
 
     private func restore(
-        _ plan: Plan, from data: String, size: UInt64, to site: RestoreSite
+        _ plan: Plan, from data: CopyData, size: UInt64, to site: RestoreSite
     ) throws(AgentError) {
         var place = PrivateUnit(1, site.path, isReadOnly: false)
         place.isLocked = !site.isLive
-        let bridge = try world.startPrivateBridge(
-            [PrivateUnit(0, data, isReadOnly: true), place], cancellation)
+        let local = data.path.map { PrivateUnit(0, $0, isReadOnly: true) }
+        let bridge = try world.startPrivateBridge([local, place].compactMap(\.self), cancellation)
         defer { bridge.end() }
-        let source = try bridge.copier.unit(0)
         let target = try bridge.copier.unit(1)
+        let (copier, source) = try data.reached(by: bridge.copier, for: target)
         guard source.size >= size, target.size >= size, !target.isWriteProtected else {
             throw AgentError(
                 target.isWriteProtected ? .notPermitted : .cannotCreate, doing: "restoring to",
@@ -156,7 +147,7 @@ public final class RestoreSequence {
         func have(_ runs: [CopyRun], _ phase: String) throws(AgentError) {
             let total = runs.reduce(0) { $0 + $1.count }
             try CopyRunner.run(
-                runs, from: source, to: target, by: bridge.copier, rate: request.maximumRate,
+                runs, from: source, to: target, by: copier, rate: request.maximumRate,
                 cancellation: cancellation
             ) { done throws(AgentError) in
                 try site.keep()
@@ -164,7 +155,7 @@ public final class RestoreSequence {
             }
         }
         try have([CopyRun(source: 0, destination: 0, count: size.roundedUp(to: block))], "restoring")
-        let store = try bridge.copier.store(of: target)
+        let store = try copier.store(of: target)
         if let overlay = plan.overlay {
             if !overlay.runs.isEmpty { try have(overlay.runs, "restoring original images") }
             for range in overlay.zeros {
@@ -177,4 +168,52 @@ public final class RestoreSequence {
         }
         try onStore("flushing", request.destination) { () throws(StoreError) in try store.flush() }
     }
+}
+
+/// A copy's data, opened: a file or device of this machine, or a standing bridge's unit.
+private final class CopyData {
+    let store: any BlockStore
+    /// Where they are on this machine, if they are.
+    let path: String?
+    private let remote: (bridge: any BridgeConnection, unit: UnitDescription)?
+
+    init(
+        _ copy: PhysicalCopy, _ world: Collaborators, _ credentials: InitiatorCredentials?,
+        _ cancellation: CancellationToken
+    ) throws(AgentError) {
+        let opened: any BlockStore
+        switch copy.dataLocation {
+        case .path(let path), .member(let path):
+            self.path = path
+            remote = nil
+            opened = try world.openStore(path, false)
+        case .unit(let target, let number):
+            path = nil
+            let bridge = try world.connectBridge(
+                BridgeAddress(parsing: target, credentials: credentials), cancellation)
+            do throws(AgentError) {
+                let unit = try bridge.copier.unit(number)
+                remote = (bridge, unit)
+                opened = try bridge.copier.store(of: unit)
+            } catch {
+                bridge.end()
+                throw error
+            }
+        }
+        do throws(CopyError) { store = try copy.openData { _, _ in opened } } catch {
+            remote?.bridge.end()
+            throw AgentError(error)
+        }
+    }
+
+    /// What copies them onto the private bridge's unit, and the unit that they are for it.
+    func reached(
+        by own: any ThirdPartyCopier, for target: UnitDescription
+    ) throws(AgentError) -> (any ThirdPartyCopier, UnitDescription) {
+        guard let remote else { return (own, try own.unit(0)) }
+        let relay = try RelayCopier(from: remote.unit, at: remote.bridge.copier, to: target, at: own)
+        return (relay, relay.source)
+    }
+
+    func close() { remote?.bridge.end() }
 }

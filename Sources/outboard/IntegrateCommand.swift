@@ -14,6 +14,8 @@ struct IntegrateCommand: ParsableCommand {
     @Argument(help: "The copy's directory.")
     var copy: String
 
+    @OptionGroup var data: CopyDataOptions
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -26,7 +28,7 @@ struct IntegrateCommand: ParsableCommand {
         let copy = try PhysicalCopy(copy, for: .integrating)
         let bar = ProgressBar()
         defer { bar.clear() }
-        try copy.integrate(LocalData.open) { progress throws(CopyError) in
+        try copy.integrate(data.opener(of: copy)) { progress throws(CopyError) in
             bar.update(phase: "\(progress.step)", done: progress.done, total: progress.total)
         }
         bar.clear()

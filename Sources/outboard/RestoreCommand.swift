@@ -18,6 +18,8 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
             is made, and has its name only when it is complete; what is there is overwritten with --force \
             only.
 
+            Data on a standing bridge's unit are read from there over iSCSI, whichever machine it is on.
+
             The live source of a running host is overwritten only with --force and --host, the host's control \
             socket: no copy may be running, and applications' writes wait until it is done.
             """)
@@ -36,6 +38,8 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
     var maxRate: ByteCount?
 
+    @OptionGroup var data: CopyDataOptions
+
     @Flag(help: "Overwrite what is at --to.")
     var force = false
 
@@ -51,7 +55,8 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
 
     func run() async throws {
         let request = RestoreRequest(
-            copy: copy, destination: to, force: force, host: host, maximumRate: maxRate?.bytes)
+            copy: copy, destination: to, force: force, host: host, maximumRate: maxRate?.bytes,
+            credentials: try data.credentials())
         let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
             try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
         }

@@ -13,6 +13,8 @@ struct VerifyCommand: ParsableCommand {
     @Argument(help: "The copy's directory.")
     var copy: String
 
+    @OptionGroup var data: CopyDataOptions
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -30,7 +32,7 @@ struct VerifyCommand: ParsableCommand {
         let total = copy.manifest.data.length + (copy.manifest.originals?.length ?? 0)
         var done: UInt64 = 0
         defer { bar.clear() }
-        let report = try copy.verify(LocalData.open) { more throws(CopyError) in
+        let report = try copy.verify(data.opener(of: copy)) { more throws(CopyError) in
             done += more
             bar.update(phase: "verify", done: done, total: total)
         }

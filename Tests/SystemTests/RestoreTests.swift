@@ -45,4 +45,70 @@ import Testing
         #expect(restored.isSuccess, "\(restored)")
         #expect(try haveSameContents(scratch("new"), scratch("volume.img")))
     }
+
+    /// A copy that a standing bridge with CHAP made on its unit 2, and that bridge.
+    private func copyByStandingBridge(
+        _ scratch: ScratchDirectory, mode: String
+    ) throws -> (host: HostProcess, bridge: BridgeProcess) {
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        try makeSparseFile(scratch("unit"), size: 24 << 20)
+        let chap = scratch("chap")
+        #expect(
+            FileManager.default.createFile(
+                atPath: chap, contents: Data("backup a-long-secret-1\n".utf8),
+                attributes: [.posixPermissions: 0o600]))
+        let host = try HostProcess(scratch)
+        let bridge = try BridgeProcess(
+            units: ["0=\(host.source),ro", "1=\(host.cache),ro", "2=\(scratch("unit"))"],
+            options: ["--chap-file", chap])
+        let made = try Outboard.run([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--mode", mode, "--bridge", bridge.uri,
+            "--chap-file", chap, "--source-unit", "0", "--cache-unit", "1", "--copy-unit", "2",
+            // Overwritten after the instant: there are originals.
+            "--post-thaw", "dd if=/dev/urandom bs=64k count=3 status=none | nbdcopy -- - '\(host.uri)'",
+        ])
+        #expect(made.isSuccess, "\(made)")
+        return (host, bridge)
+    }
+
+    @Test(
+        "A copy on a standing bridge's unit is shown, verified, restored", arguments: ["overlay", "append"])
+    func standingBridge(mode: String) throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("expected"), count: 4 << 20)
+        let (host, bridge) = try copyByStandingBridge(scratch, mode: mode)
+        #expect(try !haveSameContents(scratch("volume.img"), scratch("expected")))
+        let chap = ["--chap-file", scratch("chap")]
+        let shown = try Outboard.run(["show", scratch("copy")])
+        #expect(shown.isSuccess && shown.output.contains("unit 2 of \(bridge.uri)"), "\(shown)")
+        #expect(try Outboard.run(["verify", scratch("copy")]).status == 77)
+        let verified = try Outboard.run(["verify", scratch("copy")] + chap)
+        #expect(verified.isSuccess, "\(verified)")
+        let restore = ["restore", "volume", scratch("copy"), "--to"]
+        #expect(try Outboard.run(restore + [scratch("new")]).status == 77)
+        let restored = try Outboard.run(restore + [scratch("new")] + chap)
+        #expect(restored.isSuccess, "\(restored)")
+        #expect(try haveSameContents(scratch("new"), scratch("expected")))
+        // Onto the live volume, too: the bridge has that open.
+        let live = try Outboard.run(
+            restore + [host.source, "--force", "--host", host.control] + chap)
+        #expect(live.isSuccess, "\(live)")
+        #expect(try haveSameContents(host.source, scratch("expected")))
+
+        try flip(scratch("unit"), at: 100_000)
+        #expect(try Outboard.run(["verify", scratch("copy")] + chap).status == 65)
+        #expect(try Outboard.run(restore + [scratch("damaged")] + chap).status == 65)
+        #expect(try !names(scratch).contains { $0.contains("damaged") })
+        try flip(scratch("unit"), at: 100_000)
+
+        let integrated = try Outboard.run(["integrate", scratch("copy")] + chap)
+        #expect(integrated.isSuccess, "\(integrated)")
+        let again = try Outboard.run(restore + [scratch("again")] + chap)
+        #expect(again.isSuccess, "\(again)")
+        #expect(try haveSameContents(scratch("again"), scratch("expected")))
+        bridge.process.stop()
+        #expect(try Outboard.run(["verify", scratch("copy")] + chap).status == 69)
+        #expect(try Outboard.run(restore + [scratch("gone")] + chap).status == 69)
+        #expect(try !names(scratch).contains { $0.contains("gone") })
+    }
 }
