@@ -111,4 +111,76 @@ import Testing
         #expect(try Outboard.run(restore + [scratch("gone")] + chap).status == 69)
         #expect(try !names(scratch).contains { $0.contains("gone") })
     }
+
+    @Test func aDestinationThatIsTooSmallKeepsItsContents() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+        try makePatternFile(scratch("small"), count: (4 << 20) - 512, seed: 9)
+        let kept = try contents(scratch("small"))
+        let before = try names(scratch)
+        let result = try Outboard.run(
+            ["restore", "volume", scratch("copy"), "--to", scratch("small"), "--force"])
+        #expect(result.status == 73 && result.errors.contains("restore to a larger one"), "\(result)")
+        #expect(try contents(scratch("small")) == kept)
+        #expect(try names(scratch) == before)
+    }
+
+    @Test("A live volume is overwritten only as its host knows of it")
+    func liveVolume() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        try makePatternFile(scratch("expected"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+        try makePatternFile(scratch("later"), count: 4 << 20, seed: 9)
+        #expect(try runProgram("nbdcopy", [scratch("later"), host.uri]).isSuccess)
+        func refused(_ options: [String], _ status: Int32, _ text: String) throws {
+            let result = try Outboard.run(
+                ["restore", "volume", scratch("copy"), "--to", host.source] + options)
+            #expect(result.status == status && result.errors.contains(text), "\(result)")
+            #expect(try haveSameContents(host.source, scratch("later")))
+        }
+        try refused([], 73, "--force")
+        try refused(["--force"], 75, "--host")
+        try refused(["--host", host.control], 64, "--force")
+        try refused(["--force", "--host", scratch("none.ctl")], 69, "none.ctl")
+        // An epoch that nobody released.
+        #expect(try host.ask("snapshot.begin").contains("uuid"))
+        try refused(["--force", "--host", host.control], 75, "not released")
+        // The next copy clears it away.
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("second")]).isSuccess)
+        let restored = try Outboard.run(
+            ["restore", "volume", scratch("copy"), "--to", host.source, "--force", "--host", host.control])
+        #expect(restored.isSuccess, "\(restored)")
+        #expect(try haveSameContents(host.source, scratch("expected")))
+        #expect(try host.ask("volume.status").contains("\"isFrozen\":false"))
+        #expect(try runProgram("nbdcopy", [host.uri, scratch("read")]).isSuccess)
+        #expect(try haveSameContents(scratch("read"), scratch("expected")))
+    }
+
+    @Test(.enabled(if: Machine.canMount, "needs root and loop devices"))
+    func blockDevices() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let made = try Outboard.run(
+            ["copy", "--host", host.control, "--to", scratch("copy"), "--mode", "append"])
+        #expect(made.isSuccess, "\(made)")
+        for (size, status) in [(4 << 20, Int32(0)), (2 << 20, 73)] {
+            try makePatternFile(scratch("behind"), count: size, seed: 9)
+            let kept = try contents(scratch("behind"))
+            let loop = try runProgram("losetup", ["--find", "--show", scratch("behind")])
+            try #require(loop.isSuccess, "\(loop)")
+            let device = loop.output.trimmingCharacters(in: .whitespacesAndNewlines)
+            let restore = ["restore", "volume", scratch("copy"), "--to", device]
+            let refused = try Outboard.run(restore)
+            let result = try Outboard.run(restore + ["--force"])
+            #expect(try runProgram("losetup", ["--detach", device]).isSuccess)
+            #expect(refused.status == 73, "\(refused)")
+            #expect(result.status == status, "\(result)")
+            #expect(try contents(scratch("behind")) == (status == 0 ? contents(scratch("volume.img")) : kept))
+        }
+    }
 }
