@@ -38,7 +38,8 @@ public final class OriginalImageLog: Sendable {
         case retained
         /// An open epoch goes on with so many entries.
         case resumed(entries: UInt64)
-        /// An open epoch was lost in a power cut and is void now.
+        /// An open epoch was lost, in a power cut or with a part of the cache, and is void now; its reason says
+        /// which.
         case lost
     }
 
@@ -80,6 +81,13 @@ public final class OriginalImageLog: Sendable {
             switch superblock.epoch?.state {
             case nil, .released: finding = .unused
             case .ended, .void: finding = .retained
+            case .open where superblock.capacity > store.size:
+                finding = .lost
+                try update { superblock throws(LogError) in
+                    superblock.epoch?.state = .void
+                    superblock.epoch?.voidReason =
+                        "the cache is smaller than the \(superblock.capacity) bytes that it had"
+                }
             case .open:
                 finding = try Self.recover(superblock, store, settings, state, index)
                 if finding == .lost {

@@ -45,7 +45,7 @@ final class HostService: Sendable {
         let storage = try HostStorage(options)
         do {
             let volume = try makeVolume(storage, options)
-            tell(volume.log.finding, of: options.cache, logger)
+            tell(volume.log, of: options.cache, logger)
             let nbd = try await startNBD(volume, options, logger)
             do {
                 return try await start(options, storage, volume, nbd, logger)
@@ -132,8 +132,8 @@ final class HostService: Sendable {
         }
     }
 
-    private static func tell(_ finding: OriginalImageLog.Finding, of cache: String, _ logger: Logger) {
-        switch finding {
+    private static func tell(_ log: OriginalImageLog, of cache: String, _ logger: Logger) {
+        switch log.finding {
         case .blank, .unused: break
         case .retained:
             logger.notice(
@@ -143,7 +143,8 @@ final class HostService: Sendable {
                 "an epoch that was open goes on with \(entries) originals", metadata: ["cache": "\(cache)"])
         case .lost:
             logger.warning(
-                "the epoch that was open is void: the machine went down", metadata: ["cache": "\(cache)"])
+                "the epoch that was open is void: \(log.epoch?.voidReason ?? "")",
+                metadata: ["cache": "\(cache)"])
         }
     }
 

@@ -156,6 +156,18 @@ import Testing
         #expect(try LogSuperblock.read(from: store)[0].epoch?.state == .void)
     }
 
+    @Test func aCacheThatShrankLosesItsEpoch() throws {
+        let bytes = try Fixture.contents(Fixture.store())
+        let store = MemoryStore(Array(bytes.dropLast(4096)))
+        let log = try OriginalImageLog(store, settings: Fixture.settings())
+        #expect(log.finding == .lost && log.epoch?.state == .void)
+        #expect(log.epoch?.voidReason.contains("smaller") == true)
+        // The next epoch keeps within what is there.
+        try log.release()
+        try log.begin(number: 9, uuid: UUID(), institutedAt: 1)
+        #expect(log.totalCapacity <= store.size)
+    }
+
     @Test func aTornSuperblockFallsBack() throws {
         let store = try Fixture.store()
         let inForce = try LogSuperblock.read(from: store)[0]
