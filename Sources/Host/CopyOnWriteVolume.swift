@@ -1,6 +1,7 @@
 import Blocks
 import FoundationEssentials
 import HostControl
+import Logging
 import OriginalImage
 import Synchronization
 
@@ -18,10 +19,13 @@ public struct VolumeSettings: Sendable {
     public var blockSeconds: Double
     /// The machine's boot id.
     public var boot: UUID
+    /// Where what an administrator has to know is said.
+    public var logger: Logger?
 
     public init(
         uuid: UUID, chunkSize: UInt64, durability: Durability, cacheCapacity: UInt64? = nil,
-        onCacheFull: CacheFullPolicy = .abandon, blockSeconds: Double = HostLimits.blockSeconds, boot: UUID
+        onCacheFull: CacheFullPolicy = .abandon, blockSeconds: Double = HostLimits.blockSeconds, boot: UUID,
+        logger: Logger? = nil
     ) {
         self.uuid = uuid
         self.chunkSize = chunkSize
@@ -30,6 +34,7 @@ public struct VolumeSettings: Sendable {
         self.onCacheFull = onCacheFull
         self.blockSeconds = blockSeconds
         self.boot = boot
+        self.logger = logger
     }
 }
 
@@ -47,6 +52,7 @@ public final class CopyOnWriteVolume: BlockStore {
     let gate = Gate()
     let meters = Meters()
     let buffers = BufferPool()
+    let flushFailure = FlushFailure()
     let blockedWrites = Atomic<Int>(0)
     /// Whether an epoch is open: all that a write without one looks at.
     let isEpochOpen = Atomic<Bool>(false)
@@ -116,7 +122,9 @@ public final class CopyOnWriteVolume: BlockStore {
 
     public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
         try change(ByteRange(offset: offset, count: UInt64(buffer.count))) { () throws(StoreError) in
-            try source.write(buffer, at: offset, durable: durable)
+            try put(durable: durable) { durable throws(StoreError) in
+                try source.write(buffer, at: offset, durable: durable)
+            }
         }
         meters.writes.wrappingAdd(1, ordering: .relaxed)
         meters.writtenBytes.wrappingAdd(UInt64(buffer.count), ordering: .relaxed)
@@ -127,7 +135,9 @@ public final class CopyOnWriteVolume: BlockStore {
     ) throws(StoreError) {
         let count = list.reduce(0) { $0 + UInt64($1.count) }
         try change(ByteRange(offset: offset, count: count)) { () throws(StoreError) in
-            try source.write(gathering: list, at: offset, durable: durable)
+            try put(durable: durable) { durable throws(StoreError) in
+                try source.write(gathering: list, at: offset, durable: durable)
+            }
         }
         meters.writes.wrappingAdd(1, ordering: .relaxed)
         meters.writtenBytes.wrappingAdd(count, ordering: .relaxed)
@@ -158,7 +168,12 @@ public final class CopyOnWriteVolume: BlockStore {
     }
 
     public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        try change(range) { () throws(StoreError) in try source.writeZeroes(range, options: options) }
+        let isDurable = options.contains(.durable)
+        if isDurable { try flushFailure.check() }
+        try change(range) { () throws(StoreError) in
+            try source.writeZeroes(range, options: options.subtracting(.durable))
+            if isDurable { try flushSource() }
+        }
         meters.zeroes.wrappingAdd(1, ordering: .relaxed)
     }
 
@@ -170,7 +185,9 @@ public final class CopyOnWriteVolume: BlockStore {
         hook?(.passedGate)
         meters.trims.wrappingAdd(1, ordering: .relaxed)
         guard !range.isEmpty, isEpochOpen.load(ordering: .acquiring), let epoch else {
-            return try source.trim(range, durable: durable)
+            try source.trim(range, durable: false)
+            if durable { try flushSource() }
+            return
         }
         var trimmed: UInt64 = 0
         var chunks = geometry.chunks(touching: range)[...]
@@ -188,12 +205,12 @@ public final class CopyOnWriteVolume: BlockStore {
             chunks = chunks.dropFirst(max(run.count, 1))
         }
         if trimmed < range.count { meters.trimsIgnored.wrappingAdd(1, ordering: .relaxed) }
-        if durable { try source.flush() }
+        if durable { try flushSource() }
     }
 
     public func flush() throws(StoreError) {
         let start = MonotonicClock.now
-        try source.flush()
+        try flushSource()
         meters.flushes.wrappingAdd(1, ordering: .relaxed)
         meters.flushTime.count(since: start)
     }

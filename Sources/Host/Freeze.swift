@@ -126,9 +126,9 @@ extension CopyOnWriteVolume {
             gate.open()
             throw ControlError(.io, "writes in flight did not finish in time; try again")
         }
-        do throws(StoreError) { try source.flush() } catch {
+        do throws(ControlError) { try flushSourceForControl() } catch {
             gate.open()
-            throw ControlError(.io, "the source could not be flushed (\(error.code), errno \(error.errno))")
+            throw error
         }
     }
 }

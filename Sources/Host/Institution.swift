@@ -25,6 +25,7 @@ extension CopyOnWriteVolume {
     public func begin(holder: EpochHolder? = nil) throws(ControlError) -> EpochStatus {
         try inTurn { () throws(ControlError) in
             try requireNoFreeze(exceptOf: holder)
+            try requireNoFailedFlush()
             switch log.epoch?.state {
             case .open: throw ControlError(.epochOpen, "an epoch is open already: \(log.epoch!.uuid)")
             case .ended, .void:
@@ -40,7 +41,7 @@ extension CopyOnWriteVolume {
                 try log.begin(number: next.number, uuid: next.uuid, institutedAt: realTime())
             }
             do throws(ControlError) {
-                try flushSource()
+                try flushSourceForControl()
                 let instant = try install(next)
                 try controlling { () throws(LogError) in try log.stamp(institutedAt: instant) }
             } catch {
@@ -138,12 +139,6 @@ extension CopyOnWriteVolume {
         do throws(LogError) { try body() } catch { throw ControlError(.io, "the cache: \(error)") }
     }
 
-    private func flushSource() throws(ControlError) {
-        do throws(StoreError) { try source.flush() } catch {
-            throw ControlError(.io, "the source could not be flushed (\(error.code), errno \(error.errno))")
-        }
-    }
-
     private var currentEpoch: Epoch? { control.withLock { $0.epoch } }
 
     /// Flushes everything and records what could not be recorded before; for the host's end, when nobody writes
@@ -151,7 +146,7 @@ extension CopyOnWriteVolume {
     public func close() throws(StoreError) {
         if log.epoch?.state == .void { log.recordState() }
         try log.store.flush()
-        try source.flush()
+        try flushSource()
     }
 
     // MARK: Status
@@ -191,7 +186,8 @@ extension CopyOnWriteVolume {
             chunkSize: geometry.chunkSize, durability: settings.durability,
             onCacheFull: settings.onCacheFull, isFrozen: isFrozen, uris: place.uris, socket: place.socket,
             epoch: epochStatus, cacheCapacity: log.totalCapacity, cacheUsed: head.position,
-            counters: meters.counters(batches: head.sequence), latencies: meters.latencies)
+            counters: meters.counters(batches: head.sequence), latencies: meters.latencies,
+            flushFailure: flushFailure.text)
     }
 }
 

@@ -193,12 +193,15 @@ public struct VolumeStatus: Codable, Sendable {
     public var counters: VolumeCounters
     /// What writers waited, by kind.
     public var latencies: [String: LatencyHistogram]
+    /// That a flush of the source has failed, in words for people: until the host is started anew all flushes and
+    /// FUA writes fail, and no epoch can begin. Absent as long as none has.
+    public var flushFailure: String?
 
     public init(
         volumeUUID: String, source: String, cache: String, size: UInt64, chunkSize: UInt64,
         durability: Durability, onCacheFull: CacheFullPolicy, isFrozen: Bool, uris: [String], socket: String,
         epoch: EpochStatus?, cacheCapacity: UInt64, cacheUsed: UInt64, counters: VolumeCounters,
-        latencies: [String: LatencyHistogram]
+        latencies: [String: LatencyHistogram], flushFailure: String? = nil
     ) {
         self.volumeUUID = volumeUUID
         self.source = source
@@ -215,6 +218,7 @@ public struct VolumeStatus: Codable, Sendable {
         self.cacheUsed = cacheUsed
         self.counters = counters
         self.latencies = latencies
+        self.flushFailure = flushFailure
     }
 }
 

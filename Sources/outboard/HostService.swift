@@ -44,7 +44,7 @@ final class HostService: Sendable {
         let logger = Console.logger("host")
         let storage = try HostStorage(options)
         do {
-            let volume = try makeVolume(storage, options)
+            let volume = try makeVolume(storage, options, logger)
             tell(volume.log, of: options.cache, logger)
             let nbd = try await startNBD(volume, options, logger)
             do {
@@ -59,15 +59,18 @@ final class HostService: Sendable {
         }
     }
 
-    private static func makeVolume(_ storage: HostStorage, _ options: HostOptions) throws -> CopyOnWriteVolume
-    {
+    private static func makeVolume(
+        _ storage: HostStorage, _ options: HostOptions, _ logger: Logger
+    ) throws -> CopyOnWriteVolume {
+        var logger = logger
+        logger[metadataKey: "source"] = "\(storage.sourcePath)"
         do throws(LogError) {
             return try CopyOnWriteVolume(
                 source: storage.source, cache: storage.cache,
                 settings: VolumeSettings(
                     uuid: storage.volume, chunkSize: storage.chunkSize, durability: options.durability,
                     cacheCapacity: options.cacheSize?.bytes, onCacheFull: options.onCacheFull,
-                    boot: try bootIdentity()))
+                    boot: try bootIdentity(), logger: logger))
         } catch { throw error.failure(cache: options.cache) }
     }
 

@@ -27,8 +27,15 @@ final class FaultyStore: BlockStore {
     let failsWrites = Atomic<Bool>(false)
     let failsReads = Atomic<Bool>(false)
     let failsFlushes = Atomic<Bool>(false)
+    /// What the next flush throws, or the next durable write once it has written; then nothing, as the system
+    /// tells a failed write-back once.
+    let nextFlushFailure = Monitor<StoreError?>(nil)
+    /// Writes throw ``StoreError/Code/noSpace``, having written nothing.
+    let failsForWantOfRoom = Atomic<Bool>(false)
     /// Called in the middle of a write.
     let midWrite = Monitor<(@Sendable () -> Void)?>(nil)
+    /// Called at the start of a flush, before anything fails.
+    let midFlush = Monitor<(@Sendable () -> Void)?>(nil)
 
     init(_ bytes: [UInt8]) { below = MemoryStore(bytes) }
     convenience init(size: Int) { self.init([UInt8](repeating: 0, count: size)) }
@@ -41,12 +48,14 @@ final class FaultyStore: BlockStore {
     }
     func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
         if failsWrites.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        if failsForWantOfRoom.load(ordering: .relaxed) { throw StoreError(.noSpace, errno: 28) }
         // In two parts, as a device may.
         let half = buffer.count / 2
         try below.write(UnsafeRawBufferPointer(rebasing: buffer[..<half]), at: offset, durable: false)
         midWrite.withLock { $0 }?()
         try below.write(
             UnsafeRawBufferPointer(rebasing: buffer[half...]), at: offset + UInt64(half), durable: durable)
+        if durable { try failFlush() }
     }
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         if failsWrites.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
@@ -56,8 +65,13 @@ final class FaultyStore: BlockStore {
         try below.trim(range, durable: durable)
     }
     func flush() throws(StoreError) {
+        midFlush.withLock { $0 }?()
         if failsFlushes.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        try failFlush()
         try below.flush()
+    }
+    private func failFlush() throws(StoreError) {
+        if let failure = nextFlushFailure.withLock({ $0.take() }) { throw failure }
     }
 }
 
