@@ -75,9 +75,7 @@ struct ControlDispatcher: Sendable {
             }
         case HostShutdownMethod.name:
             var answer = try run(HostShutdownMethod.self, head, line) { parameters throws(ControlError) in
-                guard parameters.force || volume.log.epoch?.state != .open else {
-                    throw ControlError(.epochOpen, "an epoch is open; end it first, or force")
-                }
+                try volume.endStandstills(force: parameters.force)
                 return Empty()
             }
             answer.endsHost = true

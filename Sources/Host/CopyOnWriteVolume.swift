@@ -17,6 +17,8 @@ public struct VolumeSettings: Sendable {
     public var onCacheFull: CacheFullPolicy
     /// Seconds that a write waits under the policy `block`.
     public var blockSeconds: Double
+    /// Seconds that an institution or a freeze waits for the writes in flight, while all others wait at the gate.
+    public var drainSeconds: Double
     /// The machine's boot id.
     public var boot: UUID
     /// Where what an administrator has to know is said.
@@ -24,8 +26,8 @@ public struct VolumeSettings: Sendable {
 
     public init(
         uuid: UUID, chunkSize: UInt64, durability: Durability, cacheCapacity: UInt64? = nil,
-        onCacheFull: CacheFullPolicy = .abandon, blockSeconds: Double = HostLimits.blockSeconds, boot: UUID,
-        logger: Logger? = nil
+        onCacheFull: CacheFullPolicy = .abandon, blockSeconds: Double = HostLimits.blockSeconds,
+        drainSeconds: Double = HostLimits.drainSeconds, boot: UUID, logger: Logger? = nil
     ) {
         self.uuid = uuid
         self.chunkSize = chunkSize
@@ -33,6 +35,7 @@ public struct VolumeSettings: Sendable {
         self.cacheCapacity = cacheCapacity
         self.onCacheFull = onCacheFull
         self.blockSeconds = blockSeconds
+        self.drainSeconds = drainSeconds
         self.boot = boot
         self.logger = logger
     }

@@ -1,32 +1,41 @@
 import Blocks
 import HostControl
 
-/// What the control operations share. They take turns; `volume.thaw` and a freeze's time-out do not wait for
-/// a turn.
+/// What the control operations share. They take turns; `volume.thaw`, a freeze's time-out and the host's end do
+/// not wait for a turn.
 struct ControlState {
-    struct Freeze {
+    /// A closed gate.
+    struct Standstill {
         var token: UInt64
         /// When the gate was closed, by the monotonic clock.
         var since: UInt64
-        /// Whose freeze it is; nil: the process's own.
+        /// Whose it is; nil: the process's own.
         var holder: EpochHolder?
+        /// Whether it lasts beyond the call: else it is that of an institution.
+        var isFreeze: Bool
     }
     var isBusy = false
-    /// Set while the gate is closed by a freeze.
-    var freeze: Freeze?
-    var freezes: UInt64 = 0
+    /// Set while the gate is closed, and nowhere else: the two change together.
+    var standstill: Standstill?
+    var standstills: UInt64 = 0
+    /// The host ends: the gate is not closed any more.
+    var isEnding = false
+    /// Source and cache are not used any more.
+    var isClosed = false
     /// The last epoch, for those outside the gate.
     var epoch: Epoch?
 }
 
 extension CopyOnWriteVolume {
-    public var isFrozen: Bool { control.withLock { $0.freeze != nil } }
+    public var isFrozen: Bool { control.withLock { $0.standstill?.isFreeze == true } }
 
-    /// Closes the gate, waits for the writes in flight and flushes the source. Writes wait at the gate until the
-    /// holder thaws or disconnects, or until `timeout` seconds have passed since the call. Until then nobody else
-    /// can thaw, renew or institute: what happens at one instant, or under a restore, is the holder's alone.
+    /// Flushes the source, closes the gate, waits for the writes in flight and flushes again. Writes wait at the gate
+    /// until the holder thaws or disconnects, or until `timeout` seconds have passed since the call. Until then nobody
+    /// else can thaw, renew or institute: what happens at one instant, or under a restore, is the holder's alone.
     /// - Parameter renew: the volume is frozen already; only the time-out begins anew.
-    /// - Throws: ``ControlError/Code/frozen`` when it is frozen already, or (renewing) by somebody else.
+    /// - Throws: ``ControlError/Code/frozen`` when it is frozen already, or (renewing) by somebody else;
+    ///   ``ControlError/Code/timedOut`` when the time-out, or ``VolumeSettings/drainSeconds``, came first: the volume
+    ///   is thawed then; ``ControlError/Code/ending``.
     public func freeze(
         timeout: Double, renew: Bool = false, holder: EpochHolder? = nil
     ) throws(ControlError) {
@@ -34,69 +43,79 @@ extension CopyOnWriteVolume {
             throw ControlError(
                 .invalidParameters, "timeout must be more than 0 and at most \(Limits.freezeSeconds) seconds")
         }
-        let patience = UInt64(timeout * 1e9)
+        let called = MonotonicClock.now
         try inTurn { () throws(ControlError) in
-            let called = MonotonicClock.now
+            try requireNotEnding()
+            // A renewal counts from its turn: what it waited for kept the volume frozen.
+            let deadline = (renew ? MonotonicClock.now : called) + UInt64(timeout * 1e9)
+            let token: UInt64
             if renew {
                 try requireNoFreeze(exceptOf: holder)
-                let token = control.withLockAndNotify { state -> UInt64? in
-                    // Thawed meanwhile? Nobody else can have frozen it: it is our turn.
-                    guard state.freeze != nil else { return nil }
-                    state.freezes += 1
-                    state.freeze?.token = state.freezes
-                    return state.freezes
-                }
-                guard let token else {
-                    throw ControlError(.invalidRequest, "the volume is not frozen (any more)")
-                }
-                try startFreezeTimer(token, since: called, patience)
-                return
+                token = try renewFreeze()
+                try startFreezeTimer(token, deadline)
+            } else {
+                guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
+                // What is slow first, while the applications go on.
+                try flushSourceForControl()
+                token = try closeGateAndFlush(isFreeze: true, holder: holder, until: deadline)
             }
-            guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
-            try closeGateAndFlush(patience: patience)
-            let token = control.withLock { state in
-                state.freezes += 1
-                state.freeze = ControlState.Freeze(token: state.freezes, since: called, holder: holder)
-                return state.freezes
+            // Its connection may have gone while the source was flushed: nobody would thaw. And the timer may be late:
+            // what is answered must be true.
+            if holder?.isAlive == false || MonotonicClock.now >= deadline { _ = thaw { $0.token == token } }
+            guard control.withLock({ $0.standstill?.token == token }) else { throw overtaken() }
+        }
+    }
+
+    private func renewFreeze() throws(ControlError) -> UInt64 {
+        try control.withLockAndNotify { state throws(ControlError) in
+            // Thawed meanwhile? Nobody else can have frozen it: it is our turn.
+            guard state.standstill != nil else {
+                throw ControlError(.invalidRequest, "the volume is not frozen (any more)")
             }
-            try startFreezeTimer(token, since: called, patience)
-            // Its connection may have gone while the source was flushed: nobody would thaw.
-            if let holder, !holder.isAlive { _ = thaw { $0.holder === holder } }
+            state.standstills += 1
+            state.standstill?.token = state.standstills
+            return state.standstills
+        }
+    }
+
+    func requireNotEnding() throws(ControlError) {
+        guard !control.withLock({ $0.isEnding }) else {
+            throw ControlError(.ending, "the host is shutting down")
         }
     }
 
     /// Refuses what only the holder of a freeze may do.
     func requireNoFreeze(exceptOf holder: EpochHolder?) throws(ControlError) {
-        let isForeign = control.withLock { state in state.freeze.map { $0.holder !== holder } ?? false }
+        let isForeign = control.withLock { state in
+            state.standstill.map { $0.isFreeze && $0.holder !== holder } ?? false
+        }
         guard !isForeign else { throw ControlError(.frozen, "the volume is frozen by another connection") }
     }
 
-    /// Thaws when the time is over, unless that freeze was thawed or renewed before.
-    private func startFreezeTimer(
-        _ token: UInt64, since: UInt64, _ patience: UInt64
-    ) throws(ControlError) {
+    /// Thaws at the deadline, unless that freeze was thawed or renewed before.
+    private func startFreezeTimer(_ token: UInt64, _ deadline: UInt64) throws(ControlError) {
         let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
-            let spent = MonotonicClock.now &- since
-            let over: Void? = control.wait(nanoseconds: patience - min(spent, patience)) { state in
-                state.freeze?.token == token ? nil : ()
+            let now = MonotonicClock.now
+            let over: Void? = control.wait(nanoseconds: deadline - min(now, deadline)) { state in
+                state.standstill?.token == token ? nil : ()
             }
             if over == nil { _ = thaw { $0.token == token } }
         }
         guard timer else {
-            _ = thaw()
+            _ = thaw { $0.token == token }
             throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
         }
     }
 
     /// Opens the gate of any freeze: for the host itself.
     /// - Returns: whether the volume was still frozen.
-    public func thaw() -> Bool { thaw { _ in true } }
+    public func thaw() -> Bool { thaw { $0.isFreeze } }
 
     /// Opens the gate of the holder's freeze.
     /// - Returns: whether the volume was still frozen.
     /// - Throws: ``ControlError/Code/frozen`` when somebody else froze it.
     public func thaw(by holder: EpochHolder) throws(ControlError) -> Bool {
-        if thaw(if: { $0.holder === holder }) { return true }
+        if thaw(if: { $0.isFreeze && $0.holder === holder }) { return true }
         try requireNoFreeze(exceptOf: holder)
         return false
     }
@@ -104,31 +123,98 @@ extension CopyOnWriteVolume {
     /// The holder is gone: its freeze is thawed, and no write waits for it to end its epoch. Does not block.
     public func disconnect(_ holder: EpochHolder) {
         holder.release()
-        _ = thaw { $0.holder === holder }
+        _ = thaw { $0.isFreeze && $0.holder === holder }
         let epoch = control.withLock { $0.epoch }
         if let epoch, epoch.holder === holder { epoch.changes.withLockAndNotify { _ in } }
     }
 
-    private func thaw(if isMeant: (ControlState.Freeze) -> Bool) -> Bool {
-        control.withLockAndNotify { state in
-            guard let freeze = state.freeze, isMeant(freeze) else { return false }
-            state.freeze = nil
-            gate.open()
-            meters.gateTime.count(since: freeze.since)
-            return true
+    /// The host ends: no freeze and no institution begins any more, one that is under way fails, and writes that wait
+    /// at the gate go on. Does not block. May be called again.
+    /// - Throws: ``ControlError/Code/epochOpen`` when an epoch is open, unless `force`d; then nothing is changed.
+    public func endStandstills(force: Bool) throws(ControlError) {
+        let ended = try control.withLockAndNotify { state throws(ControlError) -> ControlState.Standstill? in
+            guard force || state.epoch?.phase != .open else {
+                throw ControlError(.epochOpen, "an epoch is open; end it first, or force")
+            }
+            state.isEnding = true
+            return openGate(&state)
+        }
+        if let ended {
+            settings.logger?.notice(
+                ended.isFreeze
+                    ? "the volume was frozen; it is thawed, since the host ends"
+                    : "the institution of an epoch is given up, since the host ends")
         }
     }
 
-    /// Leaves the gate open when it throws.
-    func closeGateAndFlush(patience: UInt64) throws(ControlError) {
-        gate.close()
-        guard defects.contains(.skipsDrain) || gate.drain(nanoseconds: patience) else {
-            gate.open()
-            throw ControlError(.io, "writes in flight did not finish in time; try again")
+    private func thaw(if isMeant: (ControlState.Standstill) -> Bool) -> Bool {
+        control.withLockAndNotify { state in
+            guard let standstill = state.standstill, isMeant(standstill) else { return false }
+            return openGate(&state) != nil
         }
-        do throws(ControlError) { try flushSourceForControl() } catch {
-            gate.open()
+    }
+
+    /// - Returns: what ended by it.
+    @discardableResult
+    func openGate(_ state: inout ControlState) -> ControlState.Standstill? {
+        guard let standstill = state.standstill else { return nil }
+        state.standstill = nil
+        gate.open()
+        meters.gateTime.count(since: standstill.since)
+        return standstill
+    }
+
+    /// Why a standstill was over before its call had done its work.
+    func overtaken() -> ControlError {
+        do throws(ControlError) { try requireNotEnding() } catch { return error }
+        return ControlError(
+            .timedOut, "the time-out passed before the volume stood still; it is thawed: try again")
+    }
+
+    /// Leaves the gate open when it throws.
+    /// - Parameter deadline: at which the gate opens by itself, whatever is under way.
+    /// - Returns: the standstill's token.
+    func closeGateAndFlush(
+        isFreeze: Bool, holder: EpochHolder?, until deadline: UInt64? = nil
+    ) throws(ControlError) -> UInt64 {
+        let token = try control.withLock { state throws(ControlError) in
+            guard !state.isEnding else { throw ControlError(.ending, "the host is shutting down") }
+            let now = MonotonicClock.now
+            if let deadline, now >= deadline {
+                throw ControlError(
+                    .timedOut, "the time-out passed while the source was flushed; the volume is not frozen")
+            }
+            state.standstills += 1
+            state.standstill = ControlState.Standstill(
+                token: state.standstills, since: now, holder: holder, isFreeze: isFreeze)
+            gate.close()
+            return state.standstills
+        }
+        // From the gate's closing on, so that nothing that takes long below can hold the writes longer.
+        if let deadline { try startFreezeTimer(token, deadline) }
+        do throws(ControlError) {
+            try drain(until: deadline)
+            try flushSourceForControl()
+        } catch {
+            _ = thaw { $0.token == token }
             throw error
+        }
+        return token
+    }
+
+    private func drain(until deadline: UInt64?) throws(ControlError) {
+        if defects.contains(.skipsDrain) { return }
+        let start = MonotonicClock.now
+        var patience = UInt64(settings.drainSeconds * 1e9)
+        if let deadline { patience = min(patience, deadline - min(start, deadline)) }
+        switch gate.drain(nanoseconds: patience) {
+        case .drained: return
+        case .reopened, .timedOut:
+            // Opened by the freeze's own timer it is the same.
+            try requireNotEnding()
+            let milliseconds = patience / 1_000_000
+            let text = milliseconds % 1000 == 0 ? "\(milliseconds / 1000) s" : "\(milliseconds) ms"
+            throw ControlError(.timedOut, "writes in flight did not finish within \(text); try again")
         }
     }
 }

@@ -43,12 +43,20 @@ final class Gate: Sendable {
     /// Nobody enters from here on.
     func close() { word.bitwiseOr(Self.closedBit, ordering: .acquiringAndReleasing) }
 
-    /// Waits until nobody is inside a closed gate.
-    /// - Returns: false when that took longer than `nanoseconds`.
-    func drain(nanoseconds: UInt64) -> Bool {
-        waiting.wait(nanoseconds: nanoseconds) { _ in
-            word.load(ordering: .acquiring) & ~Self.closedBit == 0 ? () : nil
-        } != nil
+    enum Drain {
+        case drained, timedOut
+        /// Somebody opened the gate meanwhile.
+        case reopened
+    }
+
+    /// Waits until nobody is inside a closed gate, at most for `nanoseconds`.
+    func drain(nanoseconds: UInt64) -> Drain {
+        let outcome: Drain? = waiting.wait(nanoseconds: nanoseconds) { _ in
+            let now = word.load(ordering: .acquiring)
+            guard now & Self.closedBit != 0 else { return .reopened }
+            return now == Self.closedBit ? .drained : nil
+        }
+        return outcome ?? .timedOut
     }
 
     func open() {

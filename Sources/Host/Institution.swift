@@ -8,14 +8,23 @@ import Synchronization
 extension CopyOnWriteVolume {
     /// Runs one control operation when it is its turn.
     func inTurn<Result>(_ body: () throws(ControlError) -> Result) throws(ControlError) -> Result {
+        takeTurn()
+        defer { giveTurn() }
+        guard !control.withLock({ $0.isClosed }) else {
+            throw ControlError(.ending, "the host is shutting down")
+        }
+        return try body()
+    }
+
+    private func takeTurn() {
         control.wait { state -> Void? in
             guard !state.isBusy else { return nil }
             state.isBusy = true
             return ()
         }
-        defer { control.withLockAndNotify { $0.isBusy = false } }
-        return try body()
     }
+
+    private func giveTurn() { control.withLockAndNotify { $0.isBusy = false } }
 
     // MARK: Epochs
 
@@ -24,6 +33,7 @@ extension CopyOnWriteVolume {
     /// - Throws: ``ControlError/Code/frozen`` within somebody else's freeze, among others.
     public func begin(holder: EpochHolder? = nil) throws(ControlError) -> EpochStatus {
         try inTurn { () throws(ControlError) in
+            try requireNotEnding()
             try requireNoFreeze(exceptOf: holder)
             try requireNoFailedFlush()
             switch log.epoch?.state {
@@ -57,24 +67,25 @@ extension CopyOnWriteVolume {
     /// Opens the epoch to the write path, with the gate closed and drained.
     /// - Returns: the instant.
     private func install(_ next: Epoch) throws(ControlError) -> Int64 {
-        let inFreeze = control.withLock { state -> Int64? in
-            guard let freeze = state.freeze else { return nil }
-            return publish(next, gateClosed: freeze.since, &state)
+        // Within the holder's own freeze: nobody else's can have begun, since it is our turn.
+        if let instant = control.withLock({ publish(next, &$0) }) { return instant }
+        let token = try closeGateAndFlush(isFreeze: false, holder: next.holder)
+        let instant = control.withLockAndNotify { state -> Int64? in
+            guard state.standstill?.token == token else { return nil }
+            defer { openGate(&state) }
+            return publish(next, &state)
         }
-        if let inFreeze { return inFreeze }
-        let since = MonotonicClock.now
-        try closeGateAndFlush(patience: UInt64(Limits.freezeSeconds * 1e9))
-        let instant = control.withLock { publish(next, gateClosed: since, &$0) }
-        gate.open()
-        meters.gateTime.count(since: since)
+        guard let instant else { throw overtaken() }
         return instant
     }
 
-    private func publish(_ next: Epoch, gateClosed: UInt64, _ state: inout ControlState) -> Int64 {
+    /// - Returns: the instant; nil when the gate is not closed.
+    private func publish(_ next: Epoch, _ state: inout ControlState) -> Int64? {
+        guard let standstill = state.standstill else { return nil }
         state.epoch = next
         epoch = next
         isEpochOpen.store(true, ordering: .releasing)
-        next.gateNanoseconds.store(MonotonicClock.now &- gateClosed, ordering: .relaxed)
+        next.gateNanoseconds.store(MonotonicClock.now &- standstill.since, ordering: .relaxed)
         return realTime()
     }
 
@@ -142,8 +153,12 @@ extension CopyOnWriteVolume {
     private var currentEpoch: Epoch? { control.withLock { $0.epoch } }
 
     /// Flushes everything and records what could not be recorded before; for the host's end, when nobody writes
-    /// any more. An open epoch stays open and resumes.
+    /// any more. An open epoch stays open and resumes. After ``endStandstills(force:)`` all control operations are
+    /// refused from here on.
     public func close() throws(StoreError) {
+        takeTurn()
+        defer { giveTurn() }
+        control.withLock { $0.isClosed = $0.isEnding }
         if log.epoch?.state == .void { log.recordState() }
         try log.store.flush()
         try flushSource()

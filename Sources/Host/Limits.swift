@@ -10,6 +10,9 @@ public enum HostLimits {
     public static let retryNanoseconds: UInt64 = 200_000_000
     /// Seconds that a write waits for a full cache before the epoch is abandoned, unless set otherwise.
     public static let blockSeconds = 30.0
+    /// Seconds that an institution or a freeze waits for the writes in flight, while all others wait at the gate,
+    /// before it is given up.
+    public static let drainSeconds = 10.0
     /// Buckets of a latency histogram; the last one counts all from about 17 s.
     public static let latencyBuckets = 26
 }

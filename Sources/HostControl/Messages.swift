@@ -24,6 +24,10 @@ public struct ControlError: Error, Codable, Hashable, Sendable, CustomStringConv
         case frozen = -32006
         /// The peer may not use the control socket.
         case notPermitted = -32007
+        /// Writes in flight, or the flush, took longer than applications may be held up for. May be tried again.
+        case timedOut = -32008
+        /// The host is shutting down.
+        case ending = -32009
     }
 
     public var code: Code

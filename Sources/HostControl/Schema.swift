@@ -28,10 +28,11 @@ public enum VolumeStatusMethod: ControlMethod {
     public typealias Result = VolumeStatus
 }
 
-/// `volume.freeze`: closes the gate, drains the writes in flight, flushes the source. Writes wait at the gate
-/// until `volume.thaw`, the time-out or the end of this connection, to which the freeze belongs: until then
+/// `volume.freeze`: flushes the source, closes the gate, drains the writes in flight, flushes again. Writes wait at
+/// the gate until `volume.thaw`, the time-out or the end of this connection, to which the freeze belongs: until then
 /// `volume.freeze`, `volume.thaw` and `snapshot.begin` from another are refused
-/// (``ControlError/Code/frozen``).
+/// (``ControlError/Code/frozen``). When the writes in flight take longer than the host has patience, or all of it
+/// longer than the time-out, the volume is thawed and the call fails (``ControlError/Code/timedOut``).
 public enum VolumeFreezeMethod: ControlMethod {
     public static let name = "volume.freeze"
     public struct Parameters: Codable, Hashable, Sendable {
@@ -63,7 +64,8 @@ public enum VolumeThawMethod: ControlMethod {
 /// `snapshot.begin`: institutes copy-on-write; the epoch's instant is the moment it says. Works in a freeze
 /// of the same connection and without one. Refused (``ControlError/Code/epochOpen``,
 /// ``ControlError/Code/cacheRetained``) while an earlier epoch is open or retained, and
-/// (``ControlError/Code/frozen``) in a freeze of another connection.
+/// (``ControlError/Code/frozen``) in a freeze of another connection. Fails with ``ControlError/Code/timedOut`` when
+/// the writes in flight take longer than the host has patience.
 public enum SnapshotBeginMethod: ControlMethod {
     public static let name = "snapshot.begin"
     public typealias Parameters = Empty
@@ -99,7 +101,9 @@ public enum CacheReleaseMethod: ControlMethod {
     public typealias Result = Empty
 }
 
-/// `host.shutdown`: the host stops serving, flushes and exits. Refused while an epoch is open, unless forced.
+/// `host.shutdown`: the host stops serving, flushes and exits. Refused while an epoch is open, unless forced. A freeze,
+/// whoever's it is, ends by it; from its answer on `volume.freeze` and `snapshot.begin` are refused
+/// (``ControlError/Code/ending``).
 public enum HostShutdownMethod: ControlMethod {
     public static let name = "host.shutdown"
     public struct Parameters: Codable, Hashable, Sendable {

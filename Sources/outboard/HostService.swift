@@ -126,7 +126,7 @@ final class HostService: Sendable {
     /// Stops serving, finishes what was begun, flushes. An open epoch stays open in the cache.
     func stop() async throws {
         // Writers that wait at a closed gate would never finish.
-        _ = volume.thaw()
+        try volume.endStandstills(force: true)
         await nbd.shutdown()
         try await control.shutdown()
         defer { storage.close() }

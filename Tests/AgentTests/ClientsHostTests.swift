@@ -130,7 +130,7 @@ final class UnixServer: Sendable {
     @Test(arguments: [
         (ControlError.Code.epochVoid, AgentError.ExitStatus.tryAgain), (.epochOpen, .tryAgain),
         (.cacheRetained, .tryAgain), (.noSuchEpoch, .tryAgain), (.io, .io), (.notPermitted, .notPermitted),
-        (.methodNotFound, .software),
+        (.timedOut, .tryAgain), (.ending, .unavailable), (.methodNotFound, .software),
     ])
     func refusalsKeepTheirMeaning(_ code: ControlError.Code, _ status: AgentError.ExitStatus) throws {
         let server = try UnixServer(

@@ -213,6 +213,24 @@ private final class RawClient {
         }
     }
 
+    @Test(.timeLimit(.minutes(1))) func aShutdownEndsTheFreezeOfAnother() async throws {
+        try await serve { path, volume in
+            let (owner, other) = (try RawClient(path), try RawClient(path))
+            let freeze = #"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":300}}"#
+            let begin = #"{"jsonrpc":"2.0","id":2,"method":"snapshot.begin"}"#
+            #expect(try owner.code(freeze) == nil && volume.isFrozen)
+            #expect(
+                try other.code(#"{"jsonrpc":"2.0","id":1,"method":"host.shutdown","params":{"force":false}}"#)
+                    == nil)
+            #expect(!volume.isFrozen)
+            try volume.write([1], at: 0)
+            for client in [owner, other] {
+                #expect(try client.code(freeze) == -32009)
+                #expect(try client.code(begin) == -32009)
+            }
+        }
+    }
+
     @Test func shutdownIsAnsweredFirst() async throws {
         let asked = Monitor(false)
         let note: @Sendable () -> Void = { asked.withLockAndNotify { $0 = true } }

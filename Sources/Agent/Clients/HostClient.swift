@@ -201,6 +201,12 @@ extension HostClient {
         case .frozen:
             status = .tryAgain
             advice = "wait until whoever froze the volume thaws it"
+        case .timedOut:
+            status = .tryAgain
+            advice = "try it again while less is written, or look at how slow the source's device is"
+        case .ending:
+            status = .unavailable
+            advice = "start the host again first"
         case .io:
             status = .io
             advice = "look at the host's log and at the devices under source and cache"
