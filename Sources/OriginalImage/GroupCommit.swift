@@ -37,7 +37,8 @@ extension OriginalImageLog {
     /// Commits originals of `epoch`: at return they survive what its durability says, and
     /// ``readOriginal(of:into:)`` finds them. Many callers at once share a batch. More originals than a batch
     /// takes go into several, one after the other.
-    /// - Throws: ``LogError/full``, ``LogError/store(_:)``, or ``LogError/wrongState(_:)`` when that epoch is not
+    /// - Throws: ``LogError/full``, ``LogError/store(_:)``, ``LogError/corrupt(_:)`` when a chunk has an original in
+    ///   the log already, or ``LogError/wrongState(_:)`` when that epoch is not
     ///   open (any more), even if a later one is; then some of them may be in the log nevertheless, and the same
     ///   call may be tried again only for those that ``contains(_:)`` denies.
     public func append(
@@ -51,6 +52,8 @@ extension OriginalImageLog {
             while next < originals.endIndex, next - first < LogLimits.entriesPerBatch {
                 let original = originals[next]
                 precondition(original.bytes.count == geometry.length(of: original.chunk))
+                // What a resumed epoch holds was read from the cache: that no chunk comes twice is not ours alone.
+                guard index[original.chunk] == nil else { throw twice(original.chunk, epoch) }
                 let more = original.isZero ? 0 : geometry.paddedLength(of: original.chunk)
                 if next > first, bytes + more > LogLimits.batchBytes { break }
                 bytes += more
@@ -58,6 +61,14 @@ extension OriginalImageLog {
             }
             try commit(UnsafeBufferPointer(rebasing: originals[first..<next]), bytes, epoch)
         }
+    }
+
+    /// Why a chunk that is in the log is not appended: the index may be of another epoch.
+    private func twice(_ chunk: UInt64, _ uuid: UUID) -> LogError {
+        guard let epoch else { return .wrongState(nil) }
+        guard epoch.state == .open else { return .wrongState(epoch.state) }
+        return epoch.uuid == uuid
+            ? .corrupt("chunk \(chunk) has an original already") : .wrongState(.released)
     }
 
     private enum Turn {
@@ -112,7 +123,8 @@ extension OriginalImageLog {
     ) throws(LogError) {
         let length = LogFormat.blockSize + UInt64(batch.bytes)
         var failure: LogError?
-        if capacity - place.position < length {
+        let limit = min(capacity, store.size)
+        if place.position > limit || limit - place.position < length {
             failure = .full
         } else {
             do throws(LogError) {

@@ -11,6 +11,8 @@ public enum LogLimits {
     public static let voidReasonBytes = 512
     /// Bytes at the start of a cache that must be zeros for it to be taken as new.
     public static let blankBytes: UInt64 = 1 << 20
+    /// Bytes that recovery reads at a time where it looks for batches behind the log's end.
+    static let lookBytes = 1 << 20
     /// Bytes of a volume or a log, as large as a file can be.
     public static let volumeBytes = UInt64(Int64.max)
 }

@@ -12,8 +12,8 @@ public struct LogReader: Sendable {
     public let end: LogPosition?
     public var geometry: ChunkGeometry { superblock.geometry }
 
-    private let store: any BlockStore
-    private let base: UInt64
+    let store: any BlockStore
+    let base: UInt64
 
     /// - Parameters:
     ///   - base: where in `store` the log starts, bytes.

@@ -38,8 +38,8 @@ public final class OriginalImageLog: Sendable {
         case retained
         /// An open epoch goes on with so many entries.
         case resumed(entries: UInt64)
-        /// An open epoch was lost, in a power cut or with a part of the cache, and is void now; its reason says
-        /// which.
+        /// An open epoch cannot go on and is void now. Its reason says why: a power cut, a damaged or smaller
+        /// cache, another chunk size.
         case lost
     }
 
@@ -81,20 +81,18 @@ public final class OriginalImageLog: Sendable {
             switch superblock.epoch?.state {
             case nil, .released: finding = .unused
             case .ended, .void: finding = .retained
-            case .open where superblock.capacity > store.size:
-                finding = .lost
-                try update { superblock throws(LogError) in
-                    superblock.epoch?.state = .void
-                    superblock.epoch?.voidReason =
-                        "the cache is smaller than the \(superblock.capacity) bytes that it had"
-                }
             case .open:
-                finding = try Self.recover(superblock, store, settings, state, index)
-                if finding == .lost {
+                switch try Self.recover(superblock, store, settings, index) {
+                case .resumed(let head):
+                    finding = .resumed(entries: head.entries)
+                    state.withLock { $0.head = head }
+                case .lost(let reason):
+                    finding = .lost
+                    index.removeAll()
+                    // It stands on the cache before anybody writes to the source without preserving.
                     try update { superblock throws(LogError) in
                         superblock.epoch?.state = .void
-                        superblock.epoch?.voidReason =
-                            "the machine restarted and the epoch's durability was process"
+                        superblock.epoch?.voidReason = reason
                     }
                 }
             }
@@ -118,41 +116,6 @@ public final class OriginalImageLog: Sendable {
         try onStore { () throws(StoreError) in try store.read(at: 0, into: buffer.bytes) }
         guard UnsafeRawBufferPointer(buffer.bytes).isAllZeros else { throw .foreignContents }
         return nil
-    }
-
-    private static func recover(
-        _ superblock: LogSuperblock, _ store: any BlockStore, _ settings: Settings, _ state: Monitor<State>,
-        _ index: OriginalIndex
-    ) throws(LogError) -> Finding {
-        guard let epoch = superblock.epoch else { preconditionFailure("an open epoch has a description") }
-        if epoch.boot != settings.boot, superblock.durability == .process { return .lost }
-        guard superblock.geometry == settings.geometry else {
-            throw .otherGeometry(
-                "chunks of \(ByteCount(superblock.geometry.chunkSize)) of a volume of "
-                    + "\(superblock.geometry.volumeSize) bytes")
-        }
-        let reader = try LogReader(store)
-        var head = LogPosition.start
-        var last: LogBatch?
-        func take(_ batch: LogBatch) throws(LogError) {
-            for entry in batch.entries {
-                guard index.insert(entry) else { throw .corrupt("chunk \(entry.chunk) has two originals") }
-            }
-            head.position = batch.end
-            head.sequence += 1
-            head.entries += UInt64(batch.entries.count)
-        }
-        try reader.forEachBatch { batch throws(LogError) in
-            if let committed = last { try take(committed) }
-            last = batch
-        }
-        // Only the last can be torn: the article says why.
-        if let last, try reader.isWhole(last) { try take(last) }
-        if head.sequence < epoch.marker.sequence {
-            throw .corrupt("batches before the marker are missing")
-        }
-        state.withLock { $0.head = head }
-        return .resumed(entries: head.entries)
     }
 }
 

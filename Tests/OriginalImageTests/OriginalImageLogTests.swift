@@ -156,18 +156,6 @@ import Testing
         #expect(try LogSuperblock.read(from: store)[0].epoch?.state == .void)
     }
 
-    @Test func aCacheThatShrankLosesItsEpoch() throws {
-        let bytes = try Fixture.contents(Fixture.store())
-        let store = MemoryStore(Array(bytes.dropLast(4096)))
-        let log = try OriginalImageLog(store, settings: Fixture.settings())
-        #expect(log.finding == .lost && log.epoch?.state == .void)
-        #expect(log.epoch?.voidReason.contains("smaller") == true)
-        // The next epoch keeps within what is there.
-        try log.release()
-        try log.begin(number: 9, uuid: UUID(), institutedAt: 1)
-        #expect(log.totalCapacity <= store.size)
-    }
-
     @Test func aTornSuperblockFallsBack() throws {
         let store = try Fixture.store()
         let inForce = try LogSuperblock.read(from: store)[0]
@@ -193,10 +181,13 @@ import Testing
         #expect(throws: LogError.tooSmall(needed: 16384, available: 16383)) {
             try OriginalImageLog(MemoryStore(size: 16383), settings: Fixture.settings())
         }
-        let geometry = ChunkGeometry(volumeSize: 10 * 4096 + 1000, chunkSize: 8192)!
-        #expect(throws: LogError.self) {
-            try OriginalImageLog(try Fixture.store(), settings: Fixture.settings(geometry: geometry))
+        let resized = ChunkGeometry(volumeSize: 10 * 4096, chunkSize: 4096)!
+        let store = try Fixture.store()
+        let before = try Fixture.contents(store)
+        #expect(throws: LogError.otherGeometry("a volume of 41960 bytes")) {
+            try OriginalImageLog(store, settings: Fixture.settings(geometry: resized))
         }
+        #expect(try Fixture.contents(store) == before)
     }
 
     @Test func anotherVersionIsNotDamage() throws {
