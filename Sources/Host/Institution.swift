@@ -159,7 +159,7 @@ extension CopyOnWriteVolume {
         takeTurn()
         defer { giveTurn() }
         control.withLock { $0.isClosed = $0.isEnding }
-        if log.epoch?.state == .void { log.recordState() }
+        log.close()
         try log.store.flush()
         try flushSource()
     }

@@ -13,6 +13,11 @@ public enum LogLimits {
     public static let blankBytes: UInt64 = 1 << 20
     /// Bytes that recovery reads at a time where it looks for batches behind the log's end.
     static let lookBytes = 1 << 20
+    /// The last generation of a superblock and the last number of an epoch: one more can still be counted.
+    public static let counter = UInt64(Int64.max)
+    /// Nanoseconds until a superblock that could not be written is tried again; twice as long each time, up to
+    /// the last.
+    public static let recordRetry: ClosedRange<UInt64> = 1_000_000_000...30_000_000_000
     /// Bytes of a volume or a log, as large as a file can be.
     public static let volumeBytes = UInt64(Int64.max)
 }

@@ -28,7 +28,7 @@ public enum LogDurability: UInt8, Hashable, Sendable {
 
 /// One copy-on-write relation as the superblock describes it.
 public struct LogEpoch: Hashable, Sendable {
-    /// 1 and up.
+    /// 1 to ``LogLimits/counter``.
     public var number: UInt64
     public var uuid: UUID
     public var state: LogState
@@ -155,10 +155,12 @@ extension LogSuperblock {
                 voidReason: String(decoding: bytes[136..<136 + reasonCount], as: UTF8.self))
         }
         // The one check for everything reserved: what we understood must be all there is.
-        guard generation > 0, self.position == position,
+        guard (1...LogLimits.counter).contains(generation), self.position == position,
             capacity >= LogFormat.minimumCapacity(chunkSize: geometry.chunkSize),
             capacity <= LogLimits.volumeBytes, capacity % LogFormat.blockSize == 0,
-            epoch.map({ $0.number > 0 && $0.marker.position <= capacity }) ?? true,
+            epoch.map({
+                (1...LogLimits.counter).contains($0.number) && $0.marker.position <= capacity
+            }) ?? true,
             encoded().elementsEqual(bytes)
         else { throw damaged }
     }

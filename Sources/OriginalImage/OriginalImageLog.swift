@@ -15,16 +15,19 @@ public final class OriginalImageLog: Sendable {
         public var capacity: UInt64?
         /// The running machine's boot id.
         public var boot: UUID
+        /// Nanoseconds until a superblock that could not be written is tried again, at first and at last.
+        public var recordRetry: ClosedRange<UInt64>
 
         public init(
             volume: UUID, geometry: ChunkGeometry, durability: LogDurability, capacity: UInt64? = nil,
-            boot: UUID
+            boot: UUID, recordRetry: ClosedRange<UInt64> = LogLimits.recordRetry
         ) {
             self.volume = volume
             self.geometry = geometry
             self.durability = durability
             self.capacity = capacity
             self.boot = boot
+            self.recordRetry = recordRetry
         }
     }
 
@@ -45,6 +48,8 @@ public final class OriginalImageLog: Sendable {
 
     struct State {
         var superblock: LogSuperblock
+        /// Whether a start that reads the cache finds this superblock, and no other.
+        var isRecorded = true
         /// Where the next batch goes.
         var head: LogPosition
         var isCommitting = false
@@ -60,7 +65,10 @@ public final class OriginalImageLog: Sendable {
     let index = OriginalIndex()
     let gather = GatherBuffers()
     /// True while somebody writes a superblock.
-    private let superblockTurn = Monitor(false)
+    let superblockTurn = Monitor(false)
+    let recorder = Monitor(Recorder())
+
+    deinit { recorder.withLockAndNotify { $0.isClosed = true } }
 
     /// Opens the log in `store`, makes one there if the store is blank, and recovers an open epoch.
     public init(_ store: any BlockStore, settings: Settings) throws(LogError) {
@@ -135,21 +143,29 @@ extension OriginalImageLog {
     public var head: LogPosition { state.withLock { $0.head } }
 
     /// Opens an epoch: its superblock is on stable storage at return.
-    /// - Throws: ``LogError/wrongState(_:)`` unless there is none or the last is released.
+    /// - Throws: ``LogError/wrongState(_:)`` unless there is none or the last is released;
+    ///   ``LogError/corrupt(_:)`` when `number` is beyond ``LogLimits/counter``.
     public func begin(number: UInt64, uuid: UUID, institutedAt: Int64) throws(LogError) {
+        guard (1...LogLimits.counter).contains(number) else { throw .corrupt("the epoch's number") }
         let (volume, capacity) = (settings, capacity)
         // Nobody joins a batch of an epoch that is not open; the last one of the epoch before may be on its way.
         state.wait { !$0.isCommitting && $0.queue.isEmpty ? () : nil }
-        try update { superblock throws(LogError) in
-            if let state = superblock.epoch?.state, state != .released { throw .wrongState(state) }
-            superblock.geometry = volume.geometry
-            superblock.durability = volume.durability
-            superblock.capacity = capacity
-            superblock.epoch = LogEpoch(
-                number: number, uuid: uuid, institutedAt: institutedAt, boot: volume.boot)
-        } adopt: { state in
-            state.head = .start
-            self.index.removeAll()
+        do throws(LogError) {
+            try update { superblock throws(LogError) in
+                if let state = superblock.epoch?.state, state != .released { throw .wrongState(state) }
+                superblock.geometry = volume.geometry
+                superblock.durability = volume.durability
+                superblock.capacity = capacity
+                superblock.epoch = LogEpoch(
+                    number: number, uuid: uuid, institutedAt: institutedAt, boot: volume.boot)
+            } adopt: { state in
+                state.head = .start
+                self.index.removeAll()
+            }
+        } catch {
+            // What failed may be there nevertheless, and a start must not find an epoch that nobody has.
+            if !isRecorded { recordState() }
+            throw error
         }
     }
 
@@ -162,9 +178,11 @@ extension OriginalImageLog {
     }
 
     /// Makes the log durable up to here, records the place in the superblock and returns it.
+    /// - Throws: ``LogError/wrongState(_:)`` also when the epoch becomes void meanwhile.
     public func mark() throws(LogError) -> LogPosition { try settle(.open) }
 
     /// Makes the log durable and its epoch `ended`. Nobody appends any more when this is called.
+    /// - Throws: ``LogError/wrongState(_:)`` also when the epoch becomes void meanwhile.
     public func end() throws(LogError) -> LogPosition { try settle(.ended) }
 
     private func settle(_ newState: LogState) throws(LogError) -> LogPosition {
@@ -185,62 +203,6 @@ extension OriginalImageLog {
                 throw .wrongState(superblock.epoch?.state)
             }
             superblock.epoch?.state = .released
-        }
-    }
-
-    /// The originals of `epoch` are not complete; nothing is done unless it is the open one. Takes effect at once in this process; on the cache if it
-    /// can be written.
-    /// - Returns: whether it stands on the cache; if not, later superblocks carry it, and
-    ///   ``recordState()`` tries again.
-    @discardableResult
-    public func void(_ reason: String, epoch: UUID) -> Bool {
-        let changed = state.withLockAndNotify { state -> Bool in
-            guard let found = state.superblock.epoch, found.uuid == epoch, found.state == .open else {
-                return false
-            }
-            state.superblock.epoch?.state = .void
-            state.superblock.epoch?.voidReason = reason
-            return true
-        }
-        return changed ? recordState() : true
-    }
-
-    /// Writes the superblock once more.
-    @discardableResult
-    public func recordState() -> Bool {
-        do throws(LogError) {
-            try update { _ throws(LogError) in }
-            return true
-        } catch {
-            return false  // the caller is told; the cache's failure is what made the epoch void
-        }
-    }
-
-    /// Writes the next generation of the superblock, changed by `change`; it holds from when it is on stable
-    /// storage. A `void` that comes meanwhile is kept.
-    private func update(
-        _ change: (inout LogSuperblock) throws(LogError) -> Void, adopt: (inout State) -> Void = { _ in }
-    ) throws(LogError) {
-        superblockTurn.wait { busy -> Void? in
-            guard !busy else { return nil }
-            busy = true
-            return ()
-        }
-        defer { superblockTurn.withLockAndNotify { $0 = false } }
-        var next = state.withLock { $0.superblock }
-        let before = next
-        try change(&next)
-        next.generation += 1
-        try onStore { () throws(StoreError) in
-            try store.write(next.encoded(), at: next.position, durable: true)
-        }
-        state.withLock { state in
-            if state.superblock == before {
-                state.superblock = next
-                adopt(&state)
-            } else {
-                state.superblock.generation = next.generation  // it became void while we wrote
-            }
         }
     }
 }

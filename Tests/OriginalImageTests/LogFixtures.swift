@@ -14,10 +14,12 @@ enum Fixture {
 
     static func settings(
         _ durability: LogDurability = .process, boot: UUID = boot, volume: UUID = volume,
-        geometry: ChunkGeometry = geometry, capacity: UInt64? = nil
+        geometry: ChunkGeometry = geometry, capacity: UInt64? = nil,
+        recordRetry: ClosedRange<UInt64> = LogLimits.recordRetry
     ) -> OriginalImageLog.Settings {
         OriginalImageLog.Settings(
-            volume: volume, geometry: geometry, durability: durability, capacity: capacity, boot: boot)
+            volume: volume, geometry: geometry, durability: durability, capacity: capacity, boot: boot,
+            recordRetry: recordRetry)
     }
 
     /// The original that the tests give chunk `chunk`: every fourth is zeros.
