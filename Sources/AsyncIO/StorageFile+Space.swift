@@ -126,7 +126,9 @@ extension StorageFile {
             let part = UnsafeRawBufferPointer(rebasing: zeros.bytes[..<count])
             let useDirect = isAligned(ByteRange(offset: position, count: UInt64(count)))
             let fd = useDirect ? descriptor : bufferedDescriptor
-            position += UInt64(try retrying { system.pwrite(fd, part, position) })
+            let written = try retrying { system.pwrite(fd, part, position) }
+            guard written > 0 else { throw StoreError(.io, errno: EIO) }
+            position += UInt64(written)
         }
     }
 }

@@ -85,10 +85,16 @@ public final class StorageFile: BlockStore {
             path, access: access, mode: mode, lock: lock, minimumSize: minimumSize, system: .live)
     }
 
-    /// Makes a regular file of `size` bytes that read as zeros.
+    /// Makes a regular file of `size` bytes that read as zeros. At return its name and size are on stable storage.
     /// - Parameter preallocate: take the space now, so that no write fails later for want of it.
     /// - Throws: ``StorageError/Kind/exists`` when there is something of that name. Leaves nothing behind.
     public static func create(_ path: String, size: UInt64, preallocate: Bool) throws(StorageError) {
+        try create(path, size: size, preallocate: preallocate, system: .live)
+    }
+
+    static func create(
+        _ path: String, size: UInt64, preallocate: Bool, system: SystemCalls
+    ) throws(StorageError) {
         let operation = "create"
         let fd: Int32
         switch OpenCalls.open(path, flags: O_RDWR | O_CREAT | O_EXCL) {
@@ -103,9 +109,27 @@ public final class StorageFile: BlockStore {
             let code = posix_fallocate(fd, 0, off_t(size))
             if code != 0 { failure = Errno(code) }
         }
+        if failure == nil { failure = makeDurable(fd, of: path, system) }
         if let failure {
             unlink(path)
             throw StorageError(operation: operation, path: path, failure)
+        }
+    }
+
+    /// A file's own flush need not save its name: that is in its directory.
+    private static func makeDurable(_ fd: Int32, of path: String, _ system: SystemCalls) -> Errno? {
+        if case .failure(let error) = system.fsync(fd) { return error }
+        let end = path.lastIndex(of: "/")
+        let directory = end.map { String(path[...$0]) } ?? "."
+        switch OpenCalls.open(directory, flags: O_RDONLY | O_DIRECTORY) {
+        case .success(let opened):
+            defer { _ = Glibc.close(opened) }
+            guard case .failure(let error) = system.fsync(opened) else { return nil }
+            // Some file systems have no such thing.
+            return error.code == EINVAL ? nil : error
+        // A directory in which files may be made, but which must not be read: the file's flush has to do.
+        case .failure(let error) where error.code == EACCES: return nil
+        case .failure(let error): return error
         }
     }
 

@@ -44,6 +44,9 @@ struct SystemCalls: Sendable {
     var fdatasync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
         SystemCalls.result { Int(Glibc.fdatasync(fd)) }
     }
+    var fsync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
+        SystemCalls.result { Int(Glibc.fsync(fd)) }
+    }
     var fallocate: @Sendable (Int32, FallocateMode, UInt64, UInt64) -> Result<Int, Errno> = {
         fd, mode, offset, count in
         SystemCalls.result { Int(CLibAIO.fallocate(fd, mode.rawValue, off_t(offset), off_t(count))) }

@@ -204,4 +204,58 @@ import Testing
         #expect(truncate(path, 4096) == 0)
         #expect(throws: StoreError(.io, errno: ENODATA)) { try file.bytes(at: 8192, count: 10) }
     }
+
+    /// A device at its end writes nothing without an error.
+    @Test func zerosThatAreNotWrittenAreAnError() throws {
+        let scratch = ScratchDirectory()
+        let path = scratch.file("f", size: 64 << 10, seed: 3)
+        var system = SystemCalls.live
+        system.fallocate = { _, _, _, _ in .failure(Errno(EOPNOTSUPP)) }
+        // After some tries it is told, so that a loop without end ends here, too.
+        let calls = Monitor(0)
+        system.pwrite = { _, _, _ in
+            calls.withLock { calls in
+                calls += 1
+                return calls < 100 ? .success(0) : .failure(Errno(EPIPE))
+            }
+        }
+        let file = try StorageFile(
+            path, access: .readWrite, mode: .pageCache, lock: .none, minimumSize: nil, system: system)
+        #expect(throws: StoreError(.io, errno: EIO)) {
+            try file.writeZeroes(ByteRange(offset: 4096, count: 8192), options: [])
+        }
+    }
+
+    /// A new file is flushed, and then the directory that has its name; what cannot be flushed is not there.
+    @Test func aNewFilesNameIsFlushed() throws {
+        let scratch = ScratchDirectory()
+        let flushed = Monitor<[UInt64]>([])
+        var system = SystemCalls.live
+        system.fsync = { fd in
+            var status = stat()
+            fstat(fd, &status)
+            flushed.withLock { $0.append(UInt64(status.st_ino)) }
+            return .success(0)
+        }
+        let path = "\(scratch.path)/new"
+        try StorageFile.create(path, size: 8192, preallocate: false, system: system)
+        func inode(_ path: String) throws -> UInt64 {
+            var status = stat()
+            try #require(stat(path, &status) == 0)
+            return UInt64(status.st_ino)
+        }
+        #expect(try flushed.withLock { $0 } == [inode(path), inode(scratch.path)])
+        let calls = Monitor(0)
+        system.fsync = { _ in
+            let isFirst = calls.withLock { calls -> Bool in
+                calls += 1
+                return calls == 1
+            }
+            return isFirst ? .success(0) : .failure(Errno(EIO))
+        }
+        #expect {
+            try StorageFile.create("\(scratch.path)/lost", size: 1, preallocate: false, system: system)
+        } throws: { ($0 as? StorageError)?.errno == EIO }
+        #expect(access("\(scratch.path)/lost", F_OK) != 0)
+    }
 }
