@@ -5,7 +5,7 @@ import OriginalImage
 /// The steps of ``PhysicalCopy/PhysicalCopy/integrate(_:progress:)``, each durable before the next: killed between or
 /// within any two, it can be run again.
 public enum IntegrateStep: Hashable, Sendable {
-    /// Originals and the slices they will change are being verified.
+    /// Originals and the slices they will change are being verified, and the slices' new checksums derived.
     case verifying
     /// The manifest is about to say `integrating`.
     case marking
@@ -13,8 +13,8 @@ public enum IntegrateStep: Hashable, Sendable {
     case replaying
     /// The data are about to be flushed.
     case flushing
-    /// The changed slices are being read back for their checksums.
-    case summing
+    /// The changed slices are being read back and compared with the checksums that were derived.
+    case comparing
     /// The manifest is about to say `integrated`.
     case completing
     /// The original-image portion is about to be cut off.
@@ -33,28 +33,33 @@ extension PhysicalCopy {
     /// Writes the original images onto the data and drops their portion: afterwards the data are consistent as
     /// they stand. On a copy that is so already, it only finishes what a kill has left.
     ///
-    /// Nothing is touched before all originals and all slices that will change have been verified. While the
-    /// manifest says `integrating`, readers still merge, so a half-replayed chunk is never seen.
+    /// Nothing is touched before all originals and all slices that will change have been verified. From these verified
+    /// bytes the checksums are derived that the slices will have, and the manifest has them before the first write. What
+    /// is read back at the end must fit them: damage done in between, by whatever, never gets a checksum that fits it.
+    /// While the manifest says `integrating`, readers still merge, so a half-replayed chunk is never seen.
     /// - Parameter progress: told often; may throw to stop, as if killed.
     /// - Precondition: opened for ``Use/integrating``.
+    /// - Throws: `damaged` when something does not verify: nothing was changed yet, or the original images are still
+    ///   there; `cannotCreate` when holes in the data need more space than there is: it can be run again.
     public func integrate(
         _ opener: DataOpener, progress: (IntegrateProgress) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) {
         if manifest.originals != nil {
             let store = try openData(writable: true, opener)
             let reader = try logReader(in: store)
-            let touched = try verifyBeforeIntegrating(reader, in: store, progress)
+            let entries = try verifiedEntries(of: reader)
             if manifest.state == .complete {
-                try progress(IntegrateProgress(step: .marking, done: 0, total: 1))
                 var next = manifest
+                next.data.checksums = try derivedChecksums(entries, reader, in: store, progress)
                 next.state = .integrating
+                try progress(IntegrateProgress(step: .marking, done: 0, total: 1))
                 try replaceManifest(next)
             }
-            try replay(reader, onto: store, progress)
+            try replay(entries, reader, onto: store, progress)
             try progress(IntegrateProgress(step: .flushing, done: 0, total: 1))
             do throws(StoreError) { try store.flush() } catch { throw .store(error, "flush \(dataName)") }
+            try compare(entries, reader, in: store, progress)
             var next = manifest
-            next.data.checksums = try sums(ofSlices: touched, in: store, progress)
             next.state = .integrated
             next.originals = nil
             try progress(IntegrateProgress(step: .completing, done: 0, total: 1))
@@ -69,53 +74,122 @@ extension PhysicalCopy {
         manifest = next
     }
 
-    /// - Returns: the slices of the data portion that originals lie in, in ascending order.
-    private func verifyBeforeIntegrating(
-        _ reader: LogReader, in store: any BlockStore,
-        _ progress: (IntegrateProgress) throws(CopyError) -> Void
-    ) throws(CopyError) -> [Int] {
-        let action = "integrate \(directory)"
-        var slices: Set<Int> = []
+    /// - Returns: by address, so that the data are read and written in one sweep.
+    private func verifiedEntries(of reader: LogReader) throws(CopyError) -> [LogEntry] {
         do throws(LogError) {
             try reader.verify()
-            try reader.forEachBatch { batch throws(LogError) in
-                for entry in batch.entries {
-                    // A chunk is never larger than a slice and both are powers of two: it lies in one slice.
-                    let offset = reader.geometry.range(of: entry.chunk).offset
-                    slices.insert(Int(offset / manifest.data.checksums.sliceSize))
-                }
-            }
-        } catch { throw .log(error, action) }
-        let touched = slices.sorted()
-        guard manifest.state == .complete else { return touched }
-        for index in touched {
-            let found = try sum(ofSlice: index, in: store)
-            guard found == manifest.data.checksums.values[index] else {
-                let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
-                throw CopyError(
-                    .damaged, action, "the data at \(slice.offset) (\(slice.count) bytes) do not verify",
-                    advice: "see what `outboard verify` says; nothing was changed")
-            }
-            try progress(IntegrateProgress(step: .verifying, done: 0, total: UInt64(touched.count)))
+            return try reader.index().entries.sorted { $0.chunk < $1.chunk }
+        } catch { throw .log(error, "integrate \(directory)") }
+    }
+
+    /// The entries that lie in each slice. A chunk is never larger than a slice and both are powers of two: it lies in
+    /// one slice.
+    private func bySlice(_ entries: [LogEntry], _ reader: LogReader) -> [(
+        index: Int, entries: ArraySlice<LogEntry>
+    )] {
+        let size = manifest.data.checksums.sliceSize
+        var slices: [(index: Int, entries: ArraySlice<LogEntry>)] = []
+        var rest = entries[...]
+        while let first = rest.first {
+            let index = reader.geometry.range(of: first.chunk).offset / size
+            let own = rest.prefix { reader.geometry.range(of: $0.chunk).offset / size == index }
+            slices.append((Int(index), own))
+            rest = rest.dropFirst(own.count)
         }
-        return touched
+        return slices
+    }
+
+    /// The data portion's checksums as they will be with the originals over the data; the slices that change are
+    /// verified on the way.
+    private func derivedChecksums(
+        _ entries: [LogEntry], _ reader: LogReader, in store: any BlockStore,
+        _ progress: (IntegrateProgress) throws(CopyError) -> Void
+    ) throws(CopyError) -> SliceChecksums {
+        var checksums = manifest.data.checksums
+        let slices = bySlice(entries, reader)
+        for (done, slice) in slices.enumerated() {
+            let sums = try sums(ofSlice: slice.index, slice.entries, reader, in: store)
+            guard sums.now == checksums.values[slice.index] else {
+                throw doesNotVerify(slice.index, advice: "nothing was changed")
+            }
+            checksums.values[slice.index] = sums.then
+            try progress(
+                IntegrateProgress(step: .verifying, done: UInt64(done), total: UInt64(slices.count)))
+        }
+        return checksums
+    }
+
+    /// Reads a slice once.
+    /// - Returns: its checksums as it is, and with the originals over it.
+    private func sums(
+        ofSlice index: Int, _ entries: ArraySlice<LogEntry>, _ reader: LogReader, in store: any BlockStore
+    ) throws(CopyError) -> (now: UInt32, then: UInt32) {
+        let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
+        let buffer = TransferBuffer()
+        var (now, then) = (CRC32C(), CRC32C())
+        var rest = entries
+        var place = ByteRange(offset: slice.offset, count: 0)
+        while place.end < slice.end {
+            let count = min(slice.end - place.end, UInt64(CopyLimits.transferBytes))
+            place = ByteRange(offset: place.end, count: count)
+            let part = buffer.prefix(count)
+            do throws(StoreError) { try store.read(at: place.offset, into: part) } catch {
+                throw .store(error, "read the copy's data at \(place.offset)")
+            }
+            now.update(UnsafeRawBufferPointer(part))
+            // As in a slice, a chunk lies in one part of it.
+            while let entry = rest.first {
+                let chunk = reader.geometry.range(of: entry.chunk)
+                guard chunk.offset < place.end else { break }
+                let start = Int(chunk.offset - place.offset)
+                let target = UnsafeMutableRawBufferPointer(rebasing: part[start..<start + Int(chunk.count)])
+                do throws(LogError) { try reader.read(entry, into: target) } catch {
+                    throw .log(error, "integrate \(directory)")
+                }
+                rest = rest.dropFirst()
+            }
+            then.update(UnsafeRawBufferPointer(part))
+        }
+        return (now.value, then.value)
+    }
+
+    /// Reads the slices that were changed back.
+    private func compare(
+        _ entries: [LogEntry], _ reader: LogReader, in store: any BlockStore,
+        _ progress: (IntegrateProgress) throws(CopyError) -> Void
+    ) throws(CopyError) {
+        let slices = bySlice(entries, reader)
+        let checksums = manifest.data.checksums
+        let buffer = TransferBuffer()
+        for (done, slice) in slices.enumerated() {
+            try progress(
+                IntegrateProgress(step: .comparing, done: UInt64(done), total: UInt64(slices.count)))
+            let range = checksums.range(ofSlice: slice.index, length: manifest.data.length)
+            let found = try SliceChecksums.checksum(of: range, in: store, buffer) { _ throws(CopyError) in }
+            guard found == checksums.values[slice.index] else {
+                throw doesNotVerify(
+                    slice.index,
+                    advice: "they were damaged after they had been verified; the original images are kept")
+            }
+        }
+    }
+
+    private func doesNotVerify(_ index: Int, advice: String) -> CopyError {
+        let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
+        return CopyError(
+            .damaged, "integrate \(directory)",
+            "the data at \(slice.offset) (\(slice.count) bytes) do not verify",
+            advice: "see what `outboard verify` says; \(advice)")
     }
 
     private func replay(
-        _ reader: LogReader, onto store: any BlockStore,
+        _ entries: [LogEntry], _ reader: LogReader, onto store: any BlockStore,
         _ progress: (IntegrateProgress) throws(CopyError) -> Void
     ) throws(CopyError) {
         let buffer = TransferBuffer()
-        let total = manifest.epoch.entries
-        var entries: [LogEntry] = []
-        entries.reserveCapacity(Int(total))
-        do throws(LogError) {
-            try reader.forEachBatch { batch throws(LogError) in entries += batch.entries }
-        } catch { throw .log(error, "integrate \(directory)") }
-        // By address: the data are written in one sweep.
-        entries.sort { $0.chunk < $1.chunk }
         for (done, entry) in entries.enumerated() {
-            try progress(IntegrateProgress(step: .replaying, done: UInt64(done), total: total))
+            try progress(
+                IntegrateProgress(step: .replaying, done: UInt64(done), total: UInt64(entries.count)))
             let range = reader.geometry.range(of: entry.chunk)
             let original = buffer.prefix(range.count)
             do throws(LogError) { try reader.read(entry, into: original) } catch {
@@ -129,25 +203,6 @@ extension PhysicalCopy {
                 }
             } catch { throw .store(error, "write to \(dataName) at \(range.offset)") }
         }
-    }
-
-    private func sum(ofSlice index: Int, in store: any BlockStore) throws(CopyError) -> UInt32 {
-        let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
-        return try SliceChecksums.checksum(of: slice, in: store, TransferBuffer()) { _ throws(CopyError) in }
-    }
-
-    /// The data portion's checksums, those of `touched` slices anew; the others cannot have changed.
-    private func sums(
-        ofSlices touched: [Int], in store: any BlockStore,
-        _ progress: (IntegrateProgress) throws(CopyError) -> Void
-    ) throws(CopyError) -> SliceChecksums {
-        var checksums = manifest.data.checksums
-        for (done, index) in touched.enumerated() {
-            try progress(
-                IntegrateProgress(step: .summing, done: UInt64(done), total: UInt64(touched.count)))
-            checksums.values[index] = try sum(ofSlice: index, in: store)
-        }
-        return checksums
     }
 
     /// Cuts a regular file to the data portion; devices and units keep their size.

@@ -23,8 +23,8 @@ public struct Manifest: Codable, Hashable, Sendable {
     public enum State: String, Codable, Hashable, Sendable {
         /// All portions are there, flushed, and as their checksums say.
         case complete
-        /// An append copy whose original images are being written onto the data. Readers still merge;
-        /// the data portion's checksums do not hold; `integrate` finishes it.
+        /// An append copy whose original images are being written onto the data. Readers still merge; the data
+        /// portion's checksums are those of the merged data; `integrate` finishes it.
         case integrating
         /// Was an append copy; now consistent as it stands. Its file may still be longer than the data
         /// portion if `integrate` was killed at its very end.

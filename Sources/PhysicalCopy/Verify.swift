@@ -31,27 +31,25 @@ public struct VerifyReport: Codable, Hashable, Sendable {
 
 extension PhysicalCopy {
     /// Reads all of the copy: every slice's checksum; of the original images the superblocks, headers, and each
-    /// original's own CRC. The manifest's checksum was checked when the copy was opened.
+    /// original's own CRC. The manifest's checksum was checked when the copy was opened. One whose integrate was
+    /// interrupted is not as it shall be, and that is a finding.
     /// - Parameter progress: told the bytes done since it was told last; may throw to stop.
     public func verify(
         _ opener: DataOpener, progress: (UInt64) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) -> VerifyReport {
         let store = try openData(opener)
         var report = VerifyReport()
+        try verifyOriginals(in: store, &report, progress)
+        try verifyData(in: store, &report, progress)
         if manifest.state == .integrating {
             report.findings.append(
-                Finding(
-                    .data, manifest.data.range,
-                    "integrate was interrupted, so the data's checksums do not hold; run integrate again"))
-        } else {
-            try verify(manifest.data, .data, in: store, &report, progress)
+                Finding(.data, manifest.data.range, "integrate was interrupted; run integrate again"))
         }
-        try verifyOriginals(in: store, &report, progress)
         return report
     }
 
     /// The same for a copy that is to be read as a volume. One whose integrate was interrupted is as good as
-    /// any other then: originals lie over the slices that it may have changed, whose checksums do not hold.
+    /// any other then: readers merge.
     /// - Parameters:
     ///   - store: the copy's data, from ``openData(writable:_:)``.
     ///   - progress: told the bytes done since it was told last; may throw to stop.
@@ -61,10 +59,7 @@ extension PhysicalCopy {
     ) throws(CopyError) {
         var report = VerifyReport()
         try verifyOriginals(in: store, &report, progress)
-        if report.isClean {
-            let changed = manifest.state == .integrating ? try slicesOfOriginals(in: store) : []
-            try verify(manifest.data, .data, in: store, skipping: changed, &report, progress)
-        }
+        if report.isClean { try verifyData(in: store, &report, progress) }
         guard let first = report.findings.first else { return }
         throw CopyError(
             .damaged, "use the copy \(directory)",
@@ -72,16 +67,18 @@ extension PhysicalCopy {
             advice: "see all that is damaged with `outboard verify`, and use another copy")
     }
 
-    private func slicesOfOriginals(in store: any BlockStore) throws(CopyError) -> Set<Int> {
-        guard manifest.originals != nil else { return [] }
-        let reader = try logReader(in: store)
-        do throws(LogError) {
-            // A chunk is never larger than a slice and both are powers of two: it lies in one slice.
-            return Set(
-                try reader.index().entries.map {
-                    Int(reader.geometry.range(of: $0.chunk).offset / manifest.data.checksums.sliceSize)
-                })
-        } catch { throw .log(error, "read the original images of \(directory)") }
+    /// While `integrate` is under way the checksums are those of the data with the originals over them, however many
+    /// of these have been written already.
+    private func verifyData(
+        in store: any BlockStore, _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
+    ) throws(CopyError) {
+        guard manifest.state == .integrating else {
+            return try verify(manifest.data, .data, in: store, &report, progress)
+        }
+        // Merged with damaged originals they say nothing.
+        guard report.isClean else { return }
+        let merged = try openVolume { _, _ in store }
+        try verify(manifest.data, .data, in: merged, &report, progress)
     }
 
     private func verifyOriginals(
@@ -93,11 +90,11 @@ extension PhysicalCopy {
     }
 
     private func verify(
-        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore, skipping skipped: Set<Int> = [],
+        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore,
         _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
         let buffer = TransferBuffer()
-        for (index, expected) in portion.checksums.values.enumerated() where !skipped.contains(index) {
+        for (index, expected) in portion.checksums.values.enumerated() {
             let slice = portion.checksums.range(ofSlice: index, length: portion.length)
             let place = ByteRange(offset: portion.offset + slice.offset, count: slice.count)
             let found = try SliceChecksums.checksum(of: place, in: store, buffer, progress: progress)

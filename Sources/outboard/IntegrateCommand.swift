@@ -8,7 +8,8 @@ struct IntegrateCommand: ParsableCommand {
         discussion: """
             Afterwards the data are the volume as of the instant, as they stand, and the originals' space is \
             free. Everything is verified before anything is touched. It can be killed at any point and run \
-            again; on a copy that is integrated already it does nothing.
+            again, also when the disk was full; on a copy that is integrated already it does nothing. Data that \
+            were damaged meanwhile are found at the end (exit status 65), and the originals are kept.
             """)
 
     @Argument(help: "The copy's directory.")

@@ -110,4 +110,65 @@ import Testing
             #expect(try PhysicalCopy(sample.directory).manifest.state == .complete)
         }
     }
+
+    /// A byte that no original lies over, in a slice that is summed up anew.
+    private func rawByte(of sample: SampleCopy) throws -> Int {
+        let copy = try PhysicalCopy(sample.directory)
+        let index = try copy.logReader(in: copy.openData(SampleCopy.open)).index()
+        let chunk = try #require((0..<UInt64(18)).first { index[$0] == nil })
+        return Int(chunk * SampleCopy.chunkSize) + 5
+    }
+
+    private func flip(_ place: Int, of sample: SampleCopy) throws {
+        let image = URL(fileURLWithPath: sample.directory + "/data.img")
+        var bytes = try Data(contentsOf: image)
+        bytes[place] ^= 1
+        let file = try FileHandle(forUpdating: image)
+        try file.seek(toOffset: UInt64(place))
+        try file.write(contentsOf: bytes[place...place])
+        try file.close()
+    }
+
+    @Test(
+        "What is damaged after it was verified gets no checksum that fits it",
+        arguments: [IntegrateStep.marking, .replaying, .flushing], [true, false])
+    func damagedMeanwhile(step: IntegrateStep, isKilled: Bool) throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 51, size: 70_000)
+        let place = try rawByte(of: sample)
+        var isDamaged = false
+        let error = #expect(throws: CopyError.self) {
+            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            try copy.integrate(SampleCopy.open) { progress throws(CopyError) in
+                guard !isDamaged, progress.step == step else { return }
+                isDamaged = true
+                do { try self.flip(place, of: sample) } catch { Issue.record(error) }
+                if isKilled, step != .marking { throw CopyError(.cancelled, "integrate", "killed") }
+            }
+        }
+        if isKilled, step != .marking {
+            #expect(error?.kind == .cancelled)
+            // A reader that must have a whole copy sees it, too.
+            do {
+                let copy = try PhysicalCopy(sample.directory)
+                let seen = #expect(throws: CopyError.self) {
+                    try copy.requireWhole(in: copy.openData(SampleCopy.open))
+                }
+                #expect(seen?.kind == .damaged)
+                let report = try copy.verify(SampleCopy.open)
+                #expect(report.findings.contains { $0.problem.contains("CRC-32C") })
+            }
+            let again = #expect(throws: CopyError.self) {
+                try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open)
+            }
+            #expect(again?.kind == .damaged)
+        } else {
+            #expect(error?.kind == .damaged)
+        }
+        // The original images are kept, and once the damage is mended all is well.
+        #expect(try PhysicalCopy(sample.directory).manifest.state == .integrating)
+        try flip(place, of: sample)
+        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        try expectIntegrated(sample)
+    }
 }
