@@ -7,7 +7,8 @@ import Synchronization
 /// (design §5; SPC-4, SBC-3). It knows no transport.
 ///
 /// Commands run on the threads that bring them, as many at once as come. Only EXTENDED COPY is bounded
-/// (``BridgeLimits/concurrentCopies``), because each holds buffers.
+/// (``BridgeLimits/concurrentCopies``), because each holds buffers, and of one nexus
+/// (``BridgeLimits/concurrentCopiesOfNexus``), because each holds one of the transport's threads.
 public final class BridgeDevice: SCSITargetDevice {
     /// In ascending order of their numbers, which are unique, as are their designators.
     let units: [LogicalUnit]

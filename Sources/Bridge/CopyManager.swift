@@ -12,8 +12,8 @@ extension BridgeDevice {
         guard task.dataOut.count >= length else { throw CheckCondition(.parameterListLengthError) }
         let list = try CopyParameterList(
             decoding: Array(task.dataOut.prefix(length)), limits: BridgeLimits.copyList)
-        guard takeSlot() else { return SCSIOutcome(status: .taskSetFull, dataOutUsed: length) }
-        defer { giveSlotBack() }
+        guard takeSlot(state) else { return SCSIOutcome(status: .taskSetFull, dataOutUsed: length) }
+        defer { giveSlotBack(state) }
         let record = CopyRecord(unit: unit)
         if list.usage != .none { try state.register(record, listIdentifier: list.listIdentifier) }
         var audit = CopyAudit(task.nexus, list)
@@ -58,15 +58,21 @@ extension BridgeDevice {
         return true
     }
 
-    private func takeSlot() -> Bool {
-        running.withLock { running in
+    private func takeSlot(_ state: NexusState) -> Bool {
+        guard state.takeSlot() else { return false }
+        let isTaken = running.withLock { running in
             guard running < BridgeLimits.concurrentCopies else { return false }
             running += 1
             return true
         }
+        if !isTaken { state.giveSlotBack() }
+        return isTaken
     }
 
-    private func giveSlotBack() { running.withLock { $0 -= 1 } }
+    private func giveSlotBack(_ state: NexusState) {
+        running.withLock { $0 -= 1 }
+        state.giveSlotBack()
+    }
 
     func copyResults(
         _ action: CopyResultsServiceAction, _ identifier: UInt8, _ state: NexusState
@@ -91,7 +97,7 @@ extension BridgeDevice {
         parameters.maximumDescriptorListLength = UInt32(BridgeLimits.descriptorListBytes)
         parameters.maximumSegmentLength = BridgeLimits.segmentBytes
         parameters.totalConcurrentCopies = UInt16(BridgeLimits.concurrentCopies)
-        parameters.maximumConcurrentCopies = UInt8(BridgeLimits.concurrentCopies)
+        parameters.maximumConcurrentCopies = UInt8(BridgeLimits.concurrentCopiesOfNexus)
         parameters.implementedDescriptorTypes = [
             SegmentDescriptor.TypeCode.blockToBlock, SegmentDescriptor.TypeCode.blockToBlockWithOffset,
             CSCDDescriptor.typeCode,

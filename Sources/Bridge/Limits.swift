@@ -18,6 +18,8 @@ public enum BridgeLimits {
     public static let segmentBytes = UInt32.max
     /// EXTENDED COPY commands that run at once, of all nexuses together.
     public static let concurrentCopies = 64
+    /// Those of one nexus: so many that the transport has threads left for COPY STATUS and for what aborts them.
+    public static let concurrentCopiesOfNexus = SCSITargetLimits.nexusThreads - 8
     /// Bytes of one data-in or data-out of READ and WRITE.
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
     /// Buffers of 1 MiB in flight of all copies together (one each at least), and of idle engines.

@@ -12,6 +12,8 @@ final class NexusState: Sendable {
         var attentions: [Int: [AdditionalSenseCode]] = [:]
         /// By list identifier: copies that run, and those whose results are held.
         var copies: [UInt8: CopyRecord] = [:]
+        /// Copies that run, with or without an identifier.
+        var running = 0
     }
     private let state = Monitor(State())
     private let closed = Atomic(false)
@@ -42,6 +44,17 @@ final class NexusState: Sendable {
             return SenseData(.unitAttention, code)
         }
     }
+
+    /// - Returns: false when as many copies run as may.
+    func takeSlot() -> Bool {
+        state.withLock { state in
+            guard state.running < BridgeLimits.concurrentCopiesOfNexus else { return false }
+            state.running += 1
+            return true
+        }
+    }
+
+    func giveSlotBack() { state.withLock { $0.running -= 1 } }
 
     /// Registers a copy under its identifier; what was held for it is discarded.
     /// - Throws: OPERATION IN PROGRESS when a copy of that identifier runs (SPC-4 §5.17.4.2).

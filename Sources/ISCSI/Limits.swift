@@ -1,3 +1,5 @@
+import SCSI
+
 /// What a peer can make this target hold or do.
 public enum ISCSILimits {
     /// The target's MaxRecvDataSegmentLength, bytes (RFC 7143 §13.12).
@@ -35,7 +37,7 @@ public enum ISCSILimits {
     /// Connections at once; more are closed as they come.
     public static let connections = 256
     /// Threads that execute the commands of one session.
-    public static let workersPerSession = 32
+    public static let workersPerSession = SCSITargetLimits.nexusThreads
     /// Seconds after which a connection without acknowledgements, or whose peer takes nothing, is dead.
     public static let deadPeerSeconds = 120
     /// Seconds that sessions get to log out at shutdown.

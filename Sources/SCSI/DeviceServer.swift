@@ -26,6 +26,8 @@ public enum SCSITargetLimits {
     /// The greatest data-out or data-in of one command, bytes.
     public static let dataOutBytes = 32 << 20
     public static let dataInBytes = 32 << 20
+    /// Commands of one I_T nexus that a transport has executed at the same time; more wait for one of these to end.
+    public static let nexusThreads = 32
 }
 
 /// A logical unit number as SAM-5 §4.7 lays it out in eight bytes.

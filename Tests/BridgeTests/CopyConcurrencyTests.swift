@@ -125,22 +125,39 @@ private final class Running: Sendable {
         #expect(theirs.end().isGood)
     }
 
-    @Test func limitOfConcurrentCopies() throws {
+    /// What one nexus may run leaves the transport threads for COPY STATUS; others have their own.
+    @Test func limitsOfConcurrentCopies() throws {
         let held = try Held(steps: 1)
+        let parameters = try CopyOperatingParameters(
+            decoding: held.bench.results(.operatingParameters).dataIn)
+        let each = Int(parameters.maximumConcurrentCopies)
+        let total = Int(parameters.totalConcurrentCopies)
+        #expect(each < SCSITargetLimits.nexusThreads && each <= total)
         held.source.hold()
         var running: [Running] = []
-        for identifier in 0..<BridgeLimits.concurrentCopies {
+        var nexuses: [Nexus] = []
+        while running.count < total {
+            if running.count % each == 0 {
+                nexuses.append(Bench.makeNexus(UInt64(2 + nexuses.count)))
+                held.bench.device.openNexus(nexuses[nexuses.count - 1])
+                _ = held.bench.send(.testUnitReady, on: nexuses.last)
+            }
             var list = held.list
-            list.listIdentifier = UInt8(identifier)
-            running.append(Running(held.bench.device, held.bench.copyTask(list)))
+            list.listIdentifier = UInt8(running.count)
+            running.append(Running(held.bench.device, held.bench.copyTask(list, on: nexuses.last)))
+            held.source.awaitHeld(running.count)
+            guard running.count == each else { continue }
+            list.listIdentifier = 255
+            #expect(held.bench.copy(list, on: nexuses[0]).status == .taskSetFull)
+            list.usage = .none
+            list.listIdentifier = 0
+            #expect(held.bench.copy(list, on: nexuses[0]).status == .taskSetFull)
         }
-        held.source.awaitHeld(BridgeLimits.concurrentCopies)
-        var list = held.list
-        list.listIdentifier = 255
-        #expect(held.bench.copy(list).status == .taskSetFull)
+        // None is left for a nexus that has none.
+        #expect(held.bench.copy(held.list).status == .taskSetFull)
         held.source.release()
         for copy in running { #expect(copy.end().isGood) }
-        #expect(held.bench.copy(list).isGood)
+        for nexus in nexuses + [held.bench.nexus] { #expect(held.bench.copy(held.list, on: nexus).isGood) }
     }
 }
 
