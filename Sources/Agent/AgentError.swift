@@ -33,8 +33,16 @@ public struct AgentError: Error, Hashable, Sendable, CustomStringConvertible {
         case disconnected
         /// The peer was silent for too long.
         case timedOut
+        /// Nothing more can be written there.
+        case noSpace
         /// The caller asked to stop.
         case interrupted
+    }
+
+    /// Whether a disk was full, here or under a bridge's unit.
+    var isNoSpace: Bool {
+        if case .sense(let sense) = cause { return sense.code == .spaceAllocationFailedWriteProtect }
+        return cause == .noSpace
     }
 
     public var status: ExitStatus

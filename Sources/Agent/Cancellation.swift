@@ -4,7 +4,11 @@ import Synchronization
 /// Asks a sequence to stop: set by the command line on SIGINT and SIGTERM, looked at everywhere.
 public final class CancellationToken: Sendable {
     private let cancelled = Atomic(false)
-    private let waiting = Monitor(())
+    private struct Watches {
+        var next = 0
+        var bodies: [Int: @Sendable () -> Void] = [:]
+    }
+    private let waiting = Monitor(Watches())
     private struct Standstill {
         var depth = 0
         var afterwards: (@Sendable () -> Void)?
@@ -18,8 +22,23 @@ public final class CancellationToken: Sendable {
     /// Asks to stop. Not for use in a signal handler itself.
     public func cancel() {
         cancelled.store(true, ordering: .releasing)
-        waiting.withLockAndNotify { _ in }
+        let bodies = waiting.withLockAndNotify { Array($0.bodies.values) }
+        for body in bodies { body() }
     }
+
+    /// Calls `body` when it is asked to stop; at once, where it was before. Wakes who waits for something else, too.
+    /// - Returns: what ``forget(_:)`` takes.
+    func watch(_ body: @escaping @Sendable () -> Void) -> Int {
+        let watch = waiting.withLock { state in
+            state.next += 1
+            state.bodies[state.next] = body
+            return state.next
+        }
+        if isCancelled { body() }
+        return watch
+    }
+
+    func forget(_ watch: Int) { waiting.withLock { _ = $0.bodies.removeValue(forKey: watch) } }
 
     /// - Throws: status 75 when asked to stop.
     public func check() throws(AgentError) {

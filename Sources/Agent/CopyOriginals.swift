@@ -41,7 +41,7 @@ extension CopySequence {
                 .inputMissing, doing: "using unit \(cache.number) of", to: copier.name,
                 because: "it is shorter than the host's cache is now", advice: "start that bridge anew")
         }
-        let target = try copier.store(of: copy) { [cancellation] in cancellation.isCancelled }
+        let target = try copier.store(of: copy, isCancelled: isCancelled)
         switch request.mode {
         case .overlay: try overlay(member, marker, onto: target)
         case .append:
@@ -145,7 +145,7 @@ extension CopySequence {
             store = try world.openStore(member.draft.path(of: "data.img"), false)
         case .standing(let address, _, _, _):
             location = .unit(target: "\(address)", number: copy.number)
-            store = try bridge.copier.store(of: copy)
+            store = try bridge.copier.store(of: copy, isCancelled: isCancelled)
         }
         let data = try portion(store, 0, member.status.size)
         var originals: Portion?

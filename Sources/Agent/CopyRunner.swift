@@ -85,6 +85,8 @@ final class CopyRunner: Sendable {
     private func run(
         workers: Int, _ watch: (UInt64) throws(AgentError) -> Void
     ) throws(AgentError) {
+        let wakeUp = cancellation.watch { [state] in state.withLockAndNotify { _ in } }
+        defer { cancellation.forget(wakeUp) }
         for number in 1...UInt8(workers) {
             state.withLock { $0.workers += 1 }
             if !BlockingThread.start({ [self] in work(listIdentifier: number) }) {
@@ -98,10 +100,13 @@ final class CopyRunner: Sendable {
         var next = MonotonicClock.now
         while true {
             let isOver: Bool? = state.wait(nanoseconds: AgentLimits.watchNanoseconds) {
-                $0.workers == 0 ? true : nil
+                [cancellation] state in
+                if state.workers == 0 { return true }
+                return cancellation.isCancelled && state.failure == nil ? false : nil
             }
             if isOver == true { break }
-            guard MonotonicClock.now >= next, state.withLock({ $0.failure == nil }) else { continue }
+            guard isOver == false || MonotonicClock.now >= next, state.withLock({ $0.failure == nil })
+            else { continue }
             next = MonotonicClock.now &+ AgentLimits.watchNanoseconds
             do throws(AgentError) {
                 try cancellation.check()
@@ -147,7 +152,12 @@ final class CopyRunner: Sendable {
         }
         try cancellation.check()
         guard let command else { return nil }
-        if nanoseconds > 0 { try cancellation.pause(nanoseconds: nanoseconds) }
+        // Its turn comes at that time; or never, when the copy has failed or is to stop.
+        let isInVain: Bool? = state.wait(nanoseconds: nanoseconds) { [cancellation] state in
+            state.failure != nil || cancellation.isCancelled ? true : nil
+        }
+        try cancellation.check()
+        guard isInVain == nil else { return nil }
         state.withLock { _ = $0.running.insert(listIdentifier) }
         return command
     }

@@ -49,10 +49,10 @@ public final class CopySequence {
             request: request, world: world, cancellation: cancellation, observer: observer)
         try quiescence.institute(members)
         for member in members { try checkSource(member) }
-        for member in members { try copyRaw(member) }
+        for member in members { try naming(member) { () throws(AgentError) in try copyRaw(member) } }
         for member in members { try checkCopy(member) }
         for member in members { try endOrMark(member) }
-        for member in members { try copyOriginals(member) }
+        for member in members { try naming(member) { () throws(AgentError) in try copyOriginals(member) } }
         for member in members { try finishEpoch(member) }
         let group =
             members.count > 1
@@ -104,6 +104,7 @@ public final class CopySequence {
             }
             members.append(CopyMember(line: line, status: status, draft: draft))
         }
+        try FreezeCheck(members: members, fileSystem: world.fileSystem).run(request.freeze)
         for member in members {
             try cancellation.check()
             try connectBridge(member)
@@ -155,7 +156,7 @@ public final class CopySequence {
         if request.bridge != .privateOne {
             let check = DestinationCheck(
                 status: member.status, bridge: bridge.copier.name, copy: copy,
-                store: try bridge.copier.store(of: copy))
+                store: try bridge.copier.store(of: copy, isCancelled: isCancelled))
             try check.run(others: [source, cache], force: request.force, cancellation)
         }
         member.source = source
@@ -205,8 +206,8 @@ public final class CopySequence {
         }
         try check(member, copier) { check, localCache throws(AgentError) in
             try check.checkUnits(
-                (source, cache), source: try copier.store(of: source), cache: try copier.store(of: cache),
-                localCache: localCache)
+                (source, cache), source: try copier.store(of: source, isCancelled: isCancelled),
+                cache: try copier.store(of: cache, isCancelled: isCancelled), localCache: localCache)
         }
     }
 
@@ -214,7 +215,8 @@ public final class CopySequence {
         guard let copier = member.bridge?.copier, let copy = member.copy else { preconditionFailure() }
         observer.progress(SequenceProgress(phase: "checking the copy", done: 0, total: 0))
         try check(member, copier) { check, localCache throws(AgentError) in
-            try check.checkCopy(try copier.store(of: copy), localCache: localCache)
+            try check.checkCopy(
+                try copier.store(of: copy, isCancelled: isCancelled), localCache: localCache)
         }
     }
 
@@ -264,15 +266,20 @@ public final class CopySequence {
             // A source that went away with its host, or an epoch that became void, says more than the
             // command that failed by it.
             if error.status != .tryAgain { _ = try member.checkEpoch() }
-            guard case .sense(let sense) = error.cause, sense.code == .spaceAllocationFailedWriteProtect,
-                request.bridge == .privateOne
-            else { throw error }
-            // The private bridge's units mean nothing to anybody.
-            throw AgentError(
-                .cannotCreate, doing: "copying to", to: member.draft.destination, because: "no space left",
-                advice: "free some space there and try again", cause: error.cause)
+            throw error
         }
     }
+
+    /// Runs a step that writes the copy; a full disk is then told by the copy's name.
+    private func naming(_ member: CopyMember, _ step: () throws(AgentError) -> Void) throws(AgentError) {
+        do throws(AgentError) { try step() } catch {
+            guard request.bridge == .privateOne else { throw error }
+            throw error.namingFullDisk(doing: "copying to", to: member.draft.destination)
+        }
+    }
+
+    /// For operations under way that shall end with the sequence.
+    var isCancelled: @Sendable () -> Bool { { [cancellation] in cancellation.isCancelled } }
 
     private func outcome(_ member: CopyMember, _ manifest: Manifest) -> CopyOutcome {
         CopyOutcome(

@@ -28,6 +28,7 @@ extension AgentError {
     public init(_ error: StoreError, doing: String, to subject: String) {
         self.init(CopyError.store(error, "\(doing) \(subject)"))
         (self.doing, self.subject) = (doing, subject)
+        if error.code == .noSpace { cause = .noSpace }
     }
 
     /// A log that cannot be read.
@@ -44,14 +45,23 @@ extension AgentError {
         _ number: Int32, doing: String, to subject: String, otherwise status: ExitStatus = .io
     ) -> AgentError {
         if number == ENOSPC || number == EDQUOT {
-            return AgentError(
-                .cannotCreate, doing: doing, to: subject, because: "no space left",
-                advice: "free some space there and try again")
+            return noSpace(doing: doing, to: subject)
         }
         let permitted = number != EACCES && number != EPERM && number != EROFS
         return AgentError(
             permitted ? status : .notPermitted, doing: doing, to: subject,
             because: String(cString: strerror(number)))
+    }
+
+    private static func noSpace(doing: String, to subject: String) -> AgentError {
+        AgentError(
+            .cannotCreate, doing: doing, to: subject, because: "no space left",
+            advice: "free some space there and try again", cause: .noSpace)
+    }
+
+    /// A full disk told by the path that people gave: a private bridge's units mean nothing to anybody.
+    func namingFullDisk(doing: String, to path: String) -> AgentError {
+        isNoSpace ? Self.noSpace(doing: doing, to: path) : self
     }
 
     /// The same as an error of a copy, for callbacks that throw those.

@@ -4,7 +4,7 @@ public enum AgentLimits {
     public static let hostFlushSeconds = 200.0
     /// Seconds after which a freeze of several hosts thaws by itself; longer than all their flushes should take.
     public static let groupFreezeSeconds = 60.0
-    /// Seconds of a freeze for a restore; renewed at half of it.
+    /// Seconds of a freeze for a restore; renewed at each quarter of it.
     public static let restoreFreezeSeconds = 120.0
     /// Hosts of one group.
     public static let hosts = 64

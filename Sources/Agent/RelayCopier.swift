@@ -19,11 +19,11 @@ final class RelayCopier: ThirdPartyCopier {
     ///   - destination: the unit that is written, and its bridge; units are looked up there.
     init(
         from source: UnitDescription, at reader: any ThirdPartyCopier, to destination: UnitDescription,
-        at writer: any ThirdPartyCopier
+        at writer: any ThirdPartyCopier, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) {
         name = "\(reader.name) and \(writer.name)"
-        reading = try reader.store(of: source)
-        writing = try writer.store(of: destination)
+        reading = try reader.store(of: source, isCancelled: isCancelled)
+        writing = try writer.store(of: destination, isCancelled: isCancelled)
         // A store is read at any byte, so its own blocks need not be the destination's.
         var source = source
         let length = UInt64(destination.capacity.blockLength)

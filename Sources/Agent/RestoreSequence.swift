@@ -85,12 +85,26 @@ public final class RestoreSequence {
             try site.complete()
         } catch {
             site.giveUp()
-            throw error
+            throw reason(of: error, site)
         }
         return RestoreOutcome(
             copy: copy.directory, destination: request.destination, volume: manifest.volume.uuid,
             instant: manifest.epoch.institutedAt, bytes: manifest.volume.size, originals: plan.originals,
             seconds: Double(MonotonicClock.now &- started) / 1e9)
+    }
+
+    /// What was cut off because the sequence is to stop, or its host goes on, is no failure of its own.
+    private func reason(of error: AgentError, _ site: RestoreSite) -> AgentError {
+        let isConsequence = error.status == .io || error.status == .unavailable
+        var reason = error.namingFullDisk(doing: "restoring to", to: request.destination)
+        if isConsequence {
+            if cancellation.isCancelled { reason = CancellationToken.interrupted }
+            do throws(AgentError) { try site.check() } catch { reason = error }
+        }
+        if reason.cause == .interrupted, site.isHalfDone {
+            reason.advice = "what was there is overwritten in part: restore it again before it is used"
+        }
+        return reason
     }
 
     private struct Plan {
@@ -136,7 +150,10 @@ public final class RestoreSequence {
         let bridge = try world.startPrivateBridge([local, place].compactMap(\.self), cancellation)
         defer { bridge.end() }
         let target = try bridge.copier.unit(1)
-        let (copier, source) = try data.reached(by: bridge.copier, for: target)
+        let isStopped: @Sendable () -> Bool = { [cancellation, isLost = site.isLost] in
+            cancellation.isCancelled || isLost()
+        }
+        let (copier, source) = try data.reached(by: bridge.copier, for: target, isCancelled: isStopped)
         guard source.size >= size, target.size >= size, !target.isWriteProtected else {
             throw AgentError(
                 target.isWriteProtected ? .notPermitted : .cannotCreate, doing: "restoring to",
@@ -150,17 +167,17 @@ public final class RestoreSequence {
                 runs, from: source, to: target, by: copier, rate: request.maximumRate,
                 cancellation: cancellation
             ) { done throws(AgentError) in
-                try site.keep()
+                try site.check()
                 observer.progress(SequenceProgress(phase: phase, done: done, total: total))
             }
         }
+        site.begin()
         try have([CopyRun(source: 0, destination: 0, count: size.roundedUp(to: block))], "restoring")
-        let store = try copier.store(of: target)
+        let store = try copier.store(of: target, isCancelled: isStopped)
         if let overlay = plan.overlay {
             if !overlay.runs.isEmpty { try have(overlay.runs, "restoring original images") }
             for range in overlay.zeros {
                 try cancellation.check()
-                try site.keep()
                 try onStore("writing zeros to", request.destination) { () throws(StoreError) in
                     try store.writeZeroes(range, options: [])
                 }
@@ -194,7 +211,7 @@ private final class CopyData {
             do throws(AgentError) {
                 let unit = try bridge.copier.unit(number)
                 remote = (bridge, unit)
-                opened = try bridge.copier.store(of: unit)
+                opened = try bridge.copier.store(of: unit) { cancellation.isCancelled }
             } catch {
                 bridge.end()
                 throw error
@@ -208,10 +225,12 @@ private final class CopyData {
 
     /// What copies them onto the private bridge's unit, and the unit that they are for it.
     func reached(
-        by own: any ThirdPartyCopier, for target: UnitDescription
+        by own: any ThirdPartyCopier, for target: UnitDescription,
+        isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) -> (any ThirdPartyCopier, UnitDescription) {
         guard let remote else { return (own, try own.unit(0)) }
-        let relay = try RelayCopier(from: remote.unit, at: remote.bridge.copier, to: target, at: own)
+        let relay = try RelayCopier(
+            from: remote.unit, at: remote.bridge.copier, to: target, at: own, isCancelled: isCancelled)
         return (relay, relay.source)
     }
 

@@ -15,10 +15,16 @@ final class RestoreSite {
     /// The source of a running host, which keeps its lock on it.
     var isLive: Bool { line != nil }
     private let observer: any SequenceObserver
-    /// When the freeze was asked for, by the monotonic clock; nil: not frozen by us.
-    private var frozenSince: UInt64?
+    private let freezeSeconds: Double
+    /// The host was frozen by us.
+    private var isHeld = false
     /// The host's last epoch when it was frozen: no other may begin under a restore.
     private var lastEpoch: String?
+    private var keeper: FreezeKeeper?
+    /// Something may have been written.
+    private var isTouched = false
+    /// Left as it is now, it is neither what it was nor what the copy is.
+    var isHalfDone: Bool { isTouched && !isNewFile }
     private static let doing = "restoring to"
 
     /// Looks at the destination and changes nothing but that a temporary file is made.
@@ -31,6 +37,7 @@ final class RestoreSite {
         destination = request.destination
         force = request.force
         self.observer = observer
+        freezeSeconds = world.restoreFreezeSeconds
         let doing = Self.doing
         var information = stat()
         if stat(destination, &information) != 0 {
@@ -167,43 +174,51 @@ final class RestoreSite {
         }
     }
 
-    /// Stops the host, if there is one.
+    /// Stops the host, if there is one, and keeps it stopped until ``complete()`` or ``giveUp()``.
     func hold() throws(AgentError) {
         guard let line else { return }
         _ = try line.call(
-            VolumeFreezeMethod.self, .init(timeout: AgentLimits.restoreFreezeSeconds),
-            timeout: AgentLimits.hostFlushSeconds)
-        frozenSince = MonotonicClock.now
+            VolumeFreezeMethod.self, .init(timeout: freezeSeconds), timeout: AgentLimits.hostFlushSeconds)
+        isHeld = true
         // Begun between our look and the freeze?
-        let epoch = try line.status().epoch
-        lastEpoch = epoch?.uuid
-        try requireNoNewEpoch(epoch)
+        let last = try line.status().epoch
+        lastEpoch = last?.uuid
+        try Self.requireNoNewEpoch(last, after: lastEpoch, destination)
+        let (seconds, destination) = (freezeSeconds, destination)
+        keeper = try FreezeKeeper(every: UInt64(seconds / 4 * 1e9)) { () throws(AgentError) in
+            try Self.requireNoNewEpoch(line.status().epoch, after: last?.uuid, destination)
+            _ = try line.call(VolumeFreezeMethod.self, .init(timeout: seconds, renew: true))
+        }
     }
 
     /// A copy whose instant lies within the restore takes what is restored in part.
-    private func requireNoNewEpoch(_ epoch: EpochStatus?) throws(AgentError) {
-        guard let epoch, epoch.state != .released || epoch.uuid != lastEpoch else { return }
+    private static func requireNoNewEpoch(
+        _ epoch: EpochStatus?, after last: String?, _ destination: String
+    ) throws(AgentError) {
+        guard let epoch, epoch.state != .released || epoch.uuid != last else { return }
         throw AgentError(
-            .tryAgain, doing: Self.doing, to: destination, because: "an epoch was begun meanwhile",
+            .tryAgain, doing: doing, to: destination, because: "an epoch was begun meanwhile",
             advice: "try again when that copy is over; do not use that copy")
     }
 
-    /// Keeps the host stopped.
-    func keep() throws(AgentError) {
-        guard let line, let since = frozenSince else { return }
-        let half = UInt64(AgentLimits.restoreFreezeSeconds / 2 * 1e9)
-        guard MonotonicClock.now &- since > half else { return }
-        try requireNoNewEpoch(line.status().epoch)
-        _ = try line.call(
-            VolumeFreezeMethod.self, .init(timeout: AgentLimits.restoreFreezeSeconds, renew: true))
-        frozenSince = MonotonicClock.now
+    /// From now on it is written.
+    func begin() { isTouched = true }
+
+    /// - Throws: when the host may not stand still any more.
+    func check() throws(AgentError) {
+        if let failure = keeper?.failure { throw failure }
     }
+
+    /// Whether the host may not stand still any more, for operations under way.
+    var isLost: @Sendable () -> Bool { { [keeper] in keeper?.failure != nil } }
 
     /// All is flushed: a new file gets its name, a host goes on.
     func complete() throws(AgentError) {
-        if let line, frozenSince != nil {
-            try requireNoNewEpoch(line.status().epoch)
-            frozenSince = nil
+        if let line, isHeld {
+            keeper?.stop()
+            try check()
+            try Self.requireNoNewEpoch(line.status().epoch, after: lastEpoch, destination)
+            isHeld = false
             guard try line.call(VolumeThawMethod.self, Empty()).wasFrozen else {
                 throw AgentError(
                     .tryAgain, doing: Self.doing, to: destination,
@@ -228,13 +243,16 @@ final class RestoreSite {
     /// Leaves no half file under any name; lets a host go on.
     func giveUp() {
         if isNewFile { unlink(path) }
-        guard let line else { return }
-        if frozenSince != nil {
+        keeper?.stop()
+        if let line, isHeld {
+            isHeld = false
             do throws(AgentError) { _ = try line.call(VolumeThawMethod.self, Empty()) } catch {
                 observer.notice("\(error)")
             }
+        }
+        if isHalfDone {
             observer.notice("\(destination) is restored in part only; restore it again before it is used")
         }
-        line.close()
+        line?.close()
     }
 }

@@ -26,6 +26,9 @@ final class LocalWorld: Sendable {
         var volumes: [String: LocalVolume] = [:]
         var notices: [String] = []
         var dismissals = 0
+        var restoreFreezeSeconds = AgentLimits.restoreFreezeSeconds
+        /// The file systems that paths lie on; others have each their own.
+        var fileSystems: [String: UInt64] = [:]
     }
     let directory: String
     let state = Monitor(State())
@@ -91,6 +94,10 @@ final class LocalWorld: Sendable {
         world.freezeFileSystem = { [self] path throws(AgentError) in try record("freeze \(path)") }
         world.thawFileSystem = { [self] path throws(AgentError) in try record("thaw \(path)") }
         world.runCommand = { [self] command, _ throws(AgentError) in try record("run \(command)") }
+        world.fileSystem = { [self] path throws(AgentError) in
+            state.withLock { $0.fileSystems[path] ?? UInt64(path.hash.magnitude) | 1 << 63 }
+        }
+        world.restoreFreezeSeconds = state.withLock { $0.restoreFreezeSeconds }
         world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }
         return world
     }
@@ -136,10 +143,18 @@ final class LocalWorld: Sendable {
     }
 
     func restore(
-        _ request: RestoreRequest, cancellation: CancellationToken = CancellationToken()
+        _ request: RestoreRequest, cancellation: CancellationToken = CancellationToken(),
+        oddly change: (inout OddBridge.Oddities) -> Void = { _ in }
     ) async throws -> RestoreOutcome {
-        try await onThread { [self] in
-            try RestoreSequence(request, collaborators(), cancellation: cancellation, observer: self).run()
+        var oddities = OddBridge.Oddities()
+        change(&oddities)
+        var world = collaborators()
+        let start = world.startPrivateBridge
+        world.startPrivateBridge = { [oddities] units, cancellation throws(AgentError) in
+            OddBridge(try start(units, cancellation), oddities)
+        }
+        return try await onThread { [self, world] in
+            try RestoreSequence(request, world, cancellation: cancellation, observer: self).run()
         }
     }
 }

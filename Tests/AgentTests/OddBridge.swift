@@ -14,6 +14,11 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
         var flipsAfterCopy: UInt64?
         /// What EXTENDED COPY fails with.
         var copyFailure: AgentError?
+        /// Called after each EXTENDED COPY.
+        var copied: (@Sendable () -> Void)?
+        /// Called while a flush is under way; it then fails as a cancelled one does, or goes on. The argument asks
+        /// whether it is cancelled.
+        var flushing: (@Sendable (_ isCancelled: @Sendable () -> Bool) -> Void)?
     }
     private let inner: any BridgeConnection
     private let oddities: Oddities
@@ -43,6 +48,7 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
     ) throws(AgentError) {
         if let failure = oddities.copyFailure { throw failure }
         try inner.copier.copy(to: unit, list, isCancelled: isCancelled)
+        oddities.copied?()
         guard let place = oddities.flipsAfterCopy else { return }
         let store = try inner.copier.store(of: unit)
         do throws(StoreError) {
@@ -59,8 +65,43 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
     func store(
         of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) -> any BlockStore {
-        try inner.copier.store(of: unit, isCancelled: isCancelled)
+        let store = try inner.copier.store(of: unit, isCancelled: isCancelled)
+        guard let flushing = oddities.flushing else { return store }
+        return SlowlyFlushed(store) { () throws(StoreError) in
+            flushing(isCancelled)
+            if isCancelled() { throw StoreError(.gone) }
+        }
     }
 
     func close() { inner.copier.close() }
+}
+
+/// A store whose flush takes its time.
+private final class SlowlyFlushed: BlockStore {
+    private let inner: any BlockStore
+    private let flushing: @Sendable () throws(StoreError) -> Void
+    var size: UInt64 { inner.size }
+    var capabilities: StoreCapabilities { inner.capabilities }
+
+    init(_ inner: any BlockStore, _ flushing: @escaping @Sendable () throws(StoreError) -> Void) {
+        self.inner = inner
+        self.flushing = flushing
+    }
+
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        try inner.read(at: offset, into: buffer)
+    }
+    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        try inner.write(buffer, at: offset, durable: durable)
+    }
+    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        try inner.writeZeroes(range, options: options)
+    }
+    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
+        try inner.trim(range, durable: durable)
+    }
+    func flush() throws(StoreError) {
+        try flushing()
+        try inner.flush()
+    }
 }

@@ -175,6 +175,7 @@ public final class ISCSIStore: BlockStore {
             case (_, .invalidOperationCode): StoreError(.notSupported)
             default: StoreError(.io)
             }
+        case .noSpace: StoreError(.noSpace)
         case .disconnected, .timedOut, .interrupted: StoreError(.gone)
         case .scsiStatus, .control, nil: StoreError(.io)
         }
