@@ -33,14 +33,17 @@ final class CopyInProgress: Sendable {
 
     /// Starts it and waits until an epoch is open and bytes have been copied.
     init(
-        of host: HostProcess, rate: String = "2MiB", options: [String] = [], untilCopying: Bool = true
+        of host: HostProcess, in directory: String? = nil, rate: String = "2MiB", options: [String] = [],
+        untilCopying: Bool = true
     ) throws {
-        directory = host.directory("copies")
+        self.directory = directory ?? host.directory("copies")
+        let directory = self.directory
         destination = directory + "/copy"
         try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: true)
         process = try Outboard.start(
             ["copy", "--host", host.control, "--to", destination, "--max-rate", rate] + options)
         guard untilCopying else { return }
+        // By the clock: direct writes by libaio are no event for inotify, and a progress bar is for terminals.
         try waitUntil("bytes are copied") { [process] in
             guard process.isRunning else { throw TestFailure("the copy ended: \(process.errors)") }
             guard try host.status().epoch?.state == .open else { return false }

@@ -111,16 +111,18 @@ import Testing
     @Test func aCopyThatFailsAfterTheFreezeThaws() throws {
         let volume = try LoopMount(size: 32 << 20)
         let scratch = volume.host.directory
+        let asked = try NamedPipe(scratch("asked"))
+        try NamedPipe.makeGate(scratch("go"))
         // Somebody else begins an epoch when this copy has looked already and before it begins its own.
         let copy = try Outboard.start([
             "copy", "--host", volume.host.control, "--to", scratch("copy"), "--freeze", volume.mountPoint,
-            "--pre-freeze", "touch \(scratch("asked")); until [ -e \(scratch("go")) ]; do sleep 0.02; done",
+            "--pre-freeze", ": > \(asked.path); : < \(scratch("go"))",
             "--post-thaw", "touch \(scratch("thawed"))",
         ])
-        try waitUntil("the copy asks") { FileManager.default.fileExists(atPath: scratch("asked")) }
+        #expect(asked.awaitWriter(), "\(copy.errors)")
         let other = try HostClient(path: volume.host.control)
         let epoch = try other.call(SnapshotBeginMethod.self, Empty())
-        try makeSparseFile(scratch("go"), size: 0)
+        NamedPipe.letGo(scratch("go"))
         #expect(copy.wait() == .exit(75), "\(copy.errors)")
         #expect(try volume.canWrite())
         #expect(FileManager.default.fileExists(atPath: scratch("thawed")))

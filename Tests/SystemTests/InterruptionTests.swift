@@ -47,6 +47,7 @@ import Testing
         let bridge = try copy.bridge()
         copy.process.signal(SIGKILL)
         #expect(copy.process.waitForExit() == .signal(SIGKILL))
+        // By the clock: it is no child of ours, and the host tells of its holders only when it is asked.
         try waitUntil("the private bridge has ended", seconds: 20) { RunningProcesses.hasEnded(bridge) }
         try waitUntil("the host sees that the agent is gone", seconds: 20) {
             try host.status().epoch?.isHeld == false

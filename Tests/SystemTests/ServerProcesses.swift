@@ -23,19 +23,20 @@ final class HostProcess: Sendable {
         try self.init(scratch, options: options, environment: environment)
     }
 
-    /// Starts it on `scratch/NAME.img` (or `source`) and waits until it serves.
+    /// Starts it on `scratch/NAME.img` (or `source`; the others likewise) and waits until it serves.
     init(
-        _ scratch: ScratchDirectory, name: String = "volume", source: String? = nil, options: [String] = [],
-        environment: [String: String] = [:]
+        _ scratch: ScratchDirectory, name: String = "volume", source: String? = nil, cache: String? = nil,
+        control: String? = nil, options: [String] = [], environment: [String: String] = [:]
     ) throws {
         directory = scratch
         self.source = source ?? scratch(name + ".img")
-        cache = scratch(name + ".cache")
+        self.cache = cache ?? scratch(name + ".cache")
         socket = scratch(name + ".sock")
-        control = scratch(name + ".ctl")
+        self.control = control ?? scratch(name + ".ctl")
         process = try Outboard.start(
             [
-                "host", "--source", self.source, "--cache", cache, "--socket", socket, "--control", control,
+                "host", "--source", self.source, "--cache", self.cache, "--socket", socket, "--control",
+                self.control,
             ] + options, environment: environment)
         guard process.line(where: { $0.hasPrefix("ready ") }) != nil else {
             process.stop()

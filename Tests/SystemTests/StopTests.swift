@@ -4,16 +4,17 @@ import Testing
 
 /// However `outboard copy` is stopped, what it stopped goes on.
 @Suite(.serialized) struct StopTests {
-    /// Starts a copy that stands in its first hook.
-    private func standing(_ scratch: ScratchDirectory, _ host: HostProcess) throws -> ChildProcess {
-        #expect(mkfifo(scratch("standing"), 0o600) == 0)
+    /// Starts a copy that stands in its first hook, and tells by the pipe when its last one ran.
+    private func standing(
+        _ scratch: ScratchDirectory, _ host: HostProcess
+    ) throws -> (copy: ChildProcess, wentOn: NamedPipe) {
+        let (standing, wentOn) = (try NamedPipe(scratch("standing")), try NamedPipe(scratch("went-on")))
         let copy = try Outboard.start([
             "copy", "--host", host.control, "--to", scratch("copy"), "--pre-freeze",
-            ": > \(scratch("standing")); exec sleep 30", "--post-thaw", "echo > \(scratch("went-on"))",
+            ": > \(standing.path); exec sleep 30", "--post-thaw", "echo > \(wentOn.path)",
         ])
-        // Opening waits until the hook opens its end.
-        close(open(scratch("standing"), O_RDONLY))
-        return copy
+        #expect(standing.awaitWriter(), "\(copy.errors)")
+        return (copy, wentOn)
     }
 
     private func exists(_ path: String) -> Bool { FileManager.default.fileExists(atPath: path) }
@@ -22,10 +23,10 @@ import Testing
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 4 << 20)
         let host = try HostProcess(scratch)
-        let copy = try standing(scratch, host)
+        let (copy, wentOn) = try standing(scratch, host)
         for number in [SIGTERM, SIGINT, SIGHUP] { copy.signal(number) }
         #expect(copy.waitForExit() == .exit(75), "\(copy.errors)")
-        #expect(exists(scratch("went-on")), "\(copy.errors)")
+        #expect(wentOn.awaitWriter(seconds: 0), "\(copy.errors)")
         #expect(!exists(scratch("copy")))
     }
 
@@ -33,12 +34,39 @@ import Testing
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 4 << 20)
         let host = try HostProcess(scratch)
-        let copy = try standing(scratch, host)
+        let (copy, wentOn) = try standing(scratch, host)
         copy.signal(SIGKILL)
         _ = copy.waitForExit()
-        let deadline = Date(timeIntervalSinceNow: 60)
-        while !exists(scratch("went-on")), Date() < deadline { usleep(10_000) }
-        #expect(exists(scratch("went-on")), "\(copy.errors)")
+        #expect(wentOn.awaitWriter(), "\(copy.errors)")
+    }
+
+    @Test(arguments: [false, true]) func aSignalEndsARestoreInOrder(isThere: Bool) throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 8 << 20)
+        let host = try HostProcess(scratch)
+        let made = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")])
+        #expect(made.isSuccess, "\(made)")
+        let directory = scratch("site")
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
+        if isThere { try makeSparseFile(directory + "/there", size: 8 << 20) }
+        // At this rate it takes minutes, and a worker waits for its turn most of the time.
+        let restore = try Outboard.start([
+            "restore", "volume", scratch("copy"), "--to", directory + "/there", "--force", "--max-rate",
+            "64KiB",
+        ])
+        // By the clock, as in CopyInProgress.
+        try waitUntil("bytes are restored") {
+            try FileManager.default.contentsOfDirectory(atPath: directory).contains { name in
+                var status = stat()
+                return stat("\(directory)/\(name)", &status) == 0 && status.st_blocks > 0
+            }
+        }
+        restore.signal(SIGINT)
+        #expect(restore.wait(seconds: 10) == .exit(75), "\(restore.errors)")
+        #expect(restore.errors.contains("restored in part only") == isThere, "\(restore.errors)")
+        #expect(restore.errors.contains("nothing half made was left") == !isThere, "\(restore.errors)")
+        let left = try FileManager.default.contentsOfDirectory(atPath: directory)
+        #expect(left == (isThere ? ["there"] : []))
     }
 
     @Test func hooksDoNotMixWithTheResult() throws {

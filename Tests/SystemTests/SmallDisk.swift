@@ -1,0 +1,59 @@
+import Foundation
+import TestSupport
+
+/// A file system of its own, mounted in a scratch directory.
+final class TestMount: Sendable {
+    static let isPossible = LoopMount.isPossible
+    static let reason = LoopMount.reason
+
+    let path: String
+    private let scratch: ScratchDirectory
+
+    /// In memory.
+    init(memory size: Int, in scratch: ScratchDirectory) throws {
+        self.scratch = scratch
+        path = scratch("small")
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
+        try LoopMount.succeed("mount", ["-t", "tmpfs", "-o", "size=\(size)", "outboard-test", path])
+    }
+
+    /// An ext4, which can be frozen, on a loop device.
+    init(loop size: UInt64, in scratch: ScratchDirectory) throws {
+        self.scratch = scratch
+        path = scratch("ext4")
+        try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
+        try makeSparseFile(scratch("ext4.img"), size: size)
+        try LoopMount.succeed("mkfs.ext4", ["-q", scratch("ext4.img")])
+        try LoopMount.succeed("mount", ["-o", "loop", scratch("ext4.img"), path])
+    }
+
+    deinit {
+        // Each of these is needed only where a test failed before: their failures say nothing new.
+        _ = try? runProgram("fsfreeze", ["-u", path], seconds: 10)
+        try? waitUntil("the mount is no longer busy", seconds: 10) {
+            try runProgram("umount", [path], seconds: 30).isSuccess
+        }
+    }
+
+    func callAsFunction(_ name: String) -> String { path + "/" + name }
+
+    var names: [String] {
+        get throws {
+            try FileManager.default.contentsOfDirectory(atPath: path).filter { $0 != "lost+found" }.sorted()
+        }
+    }
+
+    /// Takes all the space that is left with a file `filler`.
+    func fill() throws {
+        let result = try runProgram("dd", ["if=/dev/zero", "of=\(self("filler"))", "bs=64k"])
+        guard result.errors.contains("No space left") else { throw TestFailure("\(result)") }
+    }
+
+    func grow(to size: Int) throws { try LoopMount.succeed("mount", ["-o", "remount,size=\(size)", path]) }
+
+    /// Whether a write to the file system comes to its end, as it does not while it is frozen.
+    func canWrite() throws -> Bool {
+        try runProgram("dd", ["if=/dev/zero", "of=\(self("written"))", "count=1", "conv=fsync"], seconds: 10)
+            .isSuccess
+    }
+}
