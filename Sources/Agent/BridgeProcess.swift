@@ -125,46 +125,24 @@ private final class Child: Sendable {
     private static func spawn(
         _ executable: String, _ arguments: [String], _ messages: Int32
     ) throws(AgentError) -> (pid_t, input: Int32, output: Int32) {
-        var input: [Int32] = [-1, -1]
-        var output: [Int32] = [-1, -1]
-        guard makePipe(&input) else {
-            throw AgentError.system(errno, doing: doing, to: executable)
+        let input = try Spawn.pipe(doing: doing)
+        defer { close(input.reading) }
+        let output: (reading: Int32, writing: Int32)
+        do throws(AgentError) { output = try Spawn.pipe(doing: doing) } catch {
+            close(input.writing)
+            throw error
         }
-        guard makePipe(&output) else {
-            let number = errno
-            for descriptor in input { close(descriptor) }
-            throw AgentError.system(number, doing: doing, to: executable)
+        defer { close(output.writing) }
+        do throws(AgentError) {
+            let process = try Spawn.start(
+                executable, arguments, input: .descriptor(input.reading), output: output.writing,
+                errors: messages, doing: doing)
+            return (process, input.writing, output.reading)
+        } catch {
+            close(input.writing)
+            close(output.reading)
+            throw error
         }
-        var actions = posix_spawn_file_actions_t()
-        posix_spawn_file_actions_init(&actions)
-        defer { posix_spawn_file_actions_destroy(&actions) }
-        posix_spawn_file_actions_adddup2(&actions, input[0], STDIN_FILENO)
-        posix_spawn_file_actions_adddup2(&actions, output[1], STDOUT_FILENO)
-        posix_spawn_file_actions_adddup2(&actions, messages, STDERR_FILENO)
-        var attributes = posix_spawnattr_t()
-        posix_spawnattr_init(&attributes)
-        defer { posix_spawnattr_destroy(&attributes) }
-        // A group of its own: the terminal's Ctrl-C is for the agent, which then ends the bridge in order.
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
-        let strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
-        defer { for string in strings { free(string) } }
-        var process = pid_t()
-        let code = posix_spawn(&process, executable, &actions, &attributes, strings, environ)
-        close(input[0])
-        close(output[1])
-        guard code == 0 else {
-            close(input[1])
-            close(output[0])
-            throw AgentError.system(code, doing: doing, to: executable)
-        }
-        return (process, input[1], output[0])
-    }
-
-    /// A pipe whose ends no other child inherits.
-    private static func makePipe(_ ends: inout [Int32]) -> Bool {
-        guard pipe(&ends) == 0 else { return false }
-        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
-        return true
     }
 
     /// - Returns: where it serves, from its ready line.

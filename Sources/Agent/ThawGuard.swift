@@ -22,30 +22,16 @@ final class ThawGuardProcess: ThawGuard {
         var arguments = [executable, "thaw-guard"]
         for mountPoint in mountPoints { arguments.append("--thaw=\(mountPoint)") }
         if let postThaw { arguments.append("--post-thaw=\(postThaw)") }
-        var ends: [Int32] = [-1, -1]
-        guard pipe(&ends) == 0 else { throw AgentError.system(errno, doing: Self.doing, to: executable) }
-        for end in ends { _ = fcntl(end, F_SETFD, FD_CLOEXEC) }
-        var actions = posix_spawn_file_actions_t()
-        posix_spawn_file_actions_init(&actions)
-        defer { posix_spawn_file_actions_destroy(&actions) }
-        posix_spawn_file_actions_adddup2(&actions, ends[0], STDIN_FILENO)
-        // Results are ours to print.
-        posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO)
-        var attributes = posix_spawnattr_t()
-        posix_spawnattr_init(&attributes)
-        defer { posix_spawnattr_destroy(&attributes) }
-        // What ends us by our group must not end it.
-        posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETPGROUP))
-        let strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
-        defer { for string in strings { free(string) } }
-        var process = pid_t()
-        let code = posix_spawn(&process, executable, &actions, &attributes, strings, environ)
-        close(ends[0])
-        guard code == 0 else {
-            close(ends[1])
-            throw AgentError.system(code, doing: Self.doing, to: executable)
+        let ends = try Spawn.pipe(doing: Self.doing)
+        defer { close(ends.reading) }
+        do throws(AgentError) {
+            let process = try Spawn.start(
+                executable, arguments, input: .descriptor(ends.reading), doing: Self.doing)
+            state = Monitor(State(process: process, input: ends.writing))
+        } catch {
+            close(ends.writing)
+            throw error
         }
-        state = Monitor(State(process: process, input: ends[1]))
     }
 
     deinit { dismiss() }

@@ -37,7 +37,7 @@ struct ShowCommand: ParsableCommand {
                 "originals preserved",
                 "\(manifest.epoch.entries) chunks of \(ByteCount(manifest.volume.chunkSize).rounded)"
             ),
-            ("relation ended", manifest.epoch.ending.rawValue),
+            ("relation ended", Self.text(manifest.epoch.ending)),
             ("data", Self.text(copy.dataLocation)),
         ]
         if !manifest.frozen.isEmpty { rows.append(("frozen", manifest.frozen.joined(separator: ", "))) }
@@ -52,6 +52,13 @@ struct ShowCommand: ParsableCommand {
     static func time(_ nanoseconds: Int64) -> String {
         Date(timeIntervalSince1970: Double(nanoseconds) / 1e9)
             .formatted(Date.ISO8601FormatStyle(includingFractionalSeconds: true))
+    }
+
+    private static func text(_ ending: EpochDescription.Ending) -> String {
+        switch ending {
+        case .endedBeforeCacheCopy: "before the cache was copied"
+        case .endedAfterCacheCopy: "after the cache was copied"
+        }
     }
 
     private static func text(_ location: DataLocation) -> String {

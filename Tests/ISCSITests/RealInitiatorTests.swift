@@ -1,5 +1,6 @@
 import Foundation
 import Logging
+import TestSupport
 import Testing
 
 @testable import ISCSI
@@ -7,26 +8,6 @@ import Testing
 /// The target with initiators that others wrote: libiscsi's tools and suite, and qemu.
 @Suite(.serialized) struct RealInitiatorTests {
     static let name = "iqn.2026-01.net.example:outboard"
-
-    /// What a program printed (both streams) and its exit status.
-    static func run(_ program: String, _ arguments: [String]) async throws -> (status: Int32, output: String)
-    {
-        let log = FileManager.default.temporaryDirectory.appendingPathComponent("outboard-\(UUID())")
-        #expect(FileManager.default.createFile(atPath: log.path, contents: nil))
-        defer { try? FileManager.default.removeItem(at: log) }  // A file in /tmp may stay behind.
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-        process.arguments = ["timeout", "60", program] + arguments
-        let handle = try FileHandle(forWritingTo: log)
-        process.standardOutput = handle
-        process.standardError = handle
-        process.standardInput = FileHandle.nullDevice
-        let status: Int32 = try await withCheckedThrowingContinuation { continuation in
-            process.terminationHandler = { continuation.resume(returning: $0.terminationStatus) }
-            do { try process.run() } catch { continuation.resume(throwing: error) }
-        }
-        return (status, String(decoding: try Data(contentsOf: log), as: UTF8.self))
-    }
 
     static func withTarget(
         credentials: CHAPCredentials? = nil, device: MemoryDevice = MemoryDevice(),
@@ -47,14 +28,15 @@ import Testing
 
     @Test func libiscsiTools() async throws {
         try await Self.withTarget { _, portal in
-            let list = try await Self.run("iscsi-ls", ["-s", "iscsi://\(portal)"])
+            let list = try await runAlongside("iscsi-ls", ["-s", "iscsi://\(portal)"])
             #expect(list.status == 0 && list.output.contains("Target:\(Self.name) Portal:\(portal),1"))
             #expect(list.output.contains("Lun:0"))
-            let inquiry = try await Self.run("iscsi-inq", ["iscsi://\(portal)/\(Self.name)/0"])
+            let inquiry = try await runAlongside("iscsi-inq", ["iscsi://\(portal)/\(Self.name)/0"])
             #expect(inquiry.status == 0 && inquiry.output.contains("OUTBOARD"))
-            let capacity = try await Self.run("iscsi-readcapacity16", ["iscsi://\(portal)/\(Self.name)/0"])
+            let capacity = try await runAlongside(
+                "iscsi-readcapacity16", ["iscsi://\(portal)/\(Self.name)/0"])
             #expect(capacity.status == 0 && capacity.output.contains("Total size:4194304"))
-            let wrong = try await Self.run("iscsi-inq", ["iscsi://\(portal)/\(Self.name)x/0"])
+            let wrong = try await runAlongside("iscsi-inq", ["iscsi://\(portal)/\(Self.name)x/0"])
             #expect(wrong.status != 0)
         }
     }
@@ -67,7 +49,7 @@ import Testing
     ])
     func conformanceSuite(test: String) async throws {
         try await Self.withTarget { _, portal in
-            let result = try await Self.run(
+            let result = try await runAlongside(
                 "iscsi-test-cu", ["-d", "-f", "-t", test, "iscsi://\(portal)/\(Self.name)/0"])
             #expect(result.status == 0, "\(result.output)")
             // The suite counts a skip as a pass. What it skips before and after the tests, when it asks for
@@ -83,9 +65,9 @@ import Testing
     @Test func qemu() async throws {
         try await Self.withTarget { device, portal in
             let url = "iscsi://\(portal)/\(Self.name)/0"
-            let info = try await Self.run("qemu-img", ["info", "-f", "raw", url])
+            let info = try await runAlongside("qemu-img", ["info", "-f", "raw", url])
             #expect(info.status == 0 && info.output.contains("4 MiB"), "\(info.output)")
-            let io = try await Self.run(
+            let io = try await runAlongside(
                 "qemu-io",
                 [
                     "-f", "raw", url, "-c", "aio_write -P 7 0 3M", "-c", "aio_write -P 9 3M 64k", "-c",
@@ -103,15 +85,15 @@ import Testing
             name: "operator", secret: Array("a secret of many bytes".utf8).map { $0 == 0x20 ? 0x2D : $0 })
         let secret = "a-secret-of-many-bytes"
         try await Self.withTarget(credentials: credentials) { _, portal in
-            func inquire(_ prefix: String) async throws -> (status: Int32, output: String) {
-                try await Self.run("iscsi-inq", ["iscsi://\(prefix)\(portal)/\(Self.name)/0"])
+            func inquire(_ prefix: String) async throws -> ProgramResult {
+                try await runAlongside("iscsi-inq", ["iscsi://\(prefix)\(portal)/\(Self.name)/0"])
             }
             let right = try await inquire("operator%\(secret)@")
             #expect(right.status == 0 && right.output.contains("OUTBOARD"), "\(right.output)")
             #expect(try await inquire("operator%\(secret)x@").status != 0)
             #expect(try await inquire("nobody%\(secret)@").status != 0)
             #expect(try await inquire("").status != 0)
-            let io = try await Self.run(
+            let io = try await runAlongside(
                 "qemu-io",
                 ["-f", "raw", "iscsi://operator%\(secret)@\(portal)/\(Self.name)/0", "-c", "read -P 0 0 64k"])
             #expect(io.status == 0, "\(io.output)")
@@ -127,15 +109,15 @@ import Testing
                 "iscsi://operator%a-secret-of-many-bytes@\(portal)/\(Self.name)/0"
                     + "?target_user=target&target_password=\(targetSecret)"
             }
-            let right = try await Self.run("iscsi-inq", [url("another-secret-here")])
+            let right = try await runAlongside("iscsi-inq", [url("another-secret-here")])
             #expect(right.status == 0, "\(right.output)")
-            #expect(try await Self.run("iscsi-inq", [url("a-different-secret")]).status != 0)
+            #expect(try await runAlongside("iscsi-inq", [url("a-different-secret")]).status != 0)
         }
     }
 
     @Test func headerDigest() async throws {
         try await Self.withTarget { _, portal in
-            let result = try await Self.run(
+            let result = try await runAlongside(
                 "qemu-io",
                 [
                     "--image-opts",

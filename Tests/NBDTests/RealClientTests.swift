@@ -16,7 +16,7 @@ import Testing
         [UInt8](try Data(contentsOf: URL(fileURLWithPath: path)))
     }
 
-    private func expectSuccess(_ result: ToolResult, _ source: SourceLocation = #_sourceLocation) {
+    private func expectSuccess(_ result: ProgramResult, _ source: SourceLocation = #_sourceLocation) {
         #expect(
             result.status == 0, "status \(result.status): \(result.output)\(result.errors)",
             sourceLocation: source)
@@ -29,7 +29,7 @@ import Testing
             NBDExport(name: "snapshot", description: "as it was", store: readOnly),
         ])
         try await withServer(provider) { _, socket in
-            let info = try await run("nbdinfo", [uri(socket)])
+            let info = try await runAlongside("nbdinfo", [uri(socket)])
             expectSuccess(info)
             for text in [
                 "export-size: \(size)", "is_read_only: false", "can_multi_conn: true", "can_fua: true",
@@ -39,18 +39,18 @@ import Testing
                 "newstyle-fixed without TLS, using structured packets",
             ] { #expect(info.output.contains(text), "\(text) is not in \(info.output)") }
 
-            let list = try await run("nbdinfo", ["--list", uri(socket)])
+            let list = try await runAlongside("nbdinfo", ["--list", uri(socket)])
             expectSuccess(list)
             #expect(list.output.contains("export=\"snapshot\"") && list.output.contains("export=\"\""))
 
-            let result1 = try await run("nbdinfo", ["--is", "read-only", uri(socket, "snapshot")])
+            let result1 = try await runAlongside("nbdinfo", ["--is", "read-only", uri(socket, "snapshot")])
             #expect(result1.status == 0)
-            let result2 = try await run("nbdinfo", ["--can", "trim", uri(socket, "snapshot")])
+            let result2 = try await runAlongside("nbdinfo", ["--can", "trim", uri(socket, "snapshot")])
             #expect(result2.status == 2)
-            let result3 = try await run("nbdinfo", ["--size", uri(socket, "absent")])
+            let result3 = try await runAlongside("nbdinfo", ["--size", uri(socket, "absent")])
             #expect(result3.status != 0)
 
-            let map = try await run("nbdinfo", ["--map", "--json", uri(socket)])
+            let map = try await runAlongside("nbdinfo", ["--map", "--json", uri(socket)])
             expectSuccess(map)
             #expect(map.output.contains("\"length\": \(size)"))
         }
@@ -62,13 +62,13 @@ import Testing
             name: "snapshot", description: "", store: MemoryStore([1, 2, 3], capabilities: []))
         let provider = TestProvider([volume])
         try await withServer(provider) { _, socket in
-            let result4 = try await run("nbdinfo", ["--size", uri(socket, "snapshot")])
+            let result4 = try await runAlongside("nbdinfo", ["--size", uri(socket, "snapshot")])
             #expect(result4.status != 0)
             provider.set([volume, snapshot])
-            let result5 = try await run("nbdinfo", ["--size", uri(socket, "snapshot")])
+            let result5 = try await runAlongside("nbdinfo", ["--size", uri(socket, "snapshot")])
             #expect(result5.output == "3\n")
             provider.set([volume])
-            let result6 = try await run("nbdinfo", ["--size", uri(socket, "snapshot")])
+            let result6 = try await runAlongside("nbdinfo", ["--size", uri(socket, "snapshot")])
             #expect(result6.status != 0)
         }
     }
@@ -81,11 +81,12 @@ import Testing
             let data = pattern(size, seed: 1)
             try Data(data).write(to: URL(fileURLWithPath: file))
             try await withServer(TestProvider(store)) { _, socket in
-                expectSuccess(try await run("nbdcopy", [file, uri(socket)]))
+                expectSuccess(try await runAlongside("nbdcopy", [file, uri(socket)]))
                 let written = try store.bytes(at: 0, count: size)
                 #expect(written == data)
                 expectSuccess(
-                    try await run("nbdcopy", ["--request-size=33554432", "--requests=4", uri(socket), back]))
+                    try await runAlongside(
+                        "nbdcopy", ["--request-size=33554432", "--requests=4", uri(socket), back]))
                 #expect(try contents(back) == data)
             }
         }
@@ -96,19 +97,22 @@ import Testing
         let store = MemoryStore(data)
         try await withTemporaryDirectory { directory in
             try await withServer(TestProvider(store)) { _, socket in
-                let info = try await run("qemu-img", ["info", "--output=json", uri(socket)])
+                let info = try await runAlongside("qemu-img", ["info", "--output=json", uri(socket)])
                 expectSuccess(info)
                 #expect(info.output.contains("\"virtual-size\": \(size)"))
-                expectSuccess(try await run("qemu-img", ["map", "-f", "raw", "--output=json", uri(socket)]))
+                expectSuccess(
+                    try await runAlongside("qemu-img", ["map", "-f", "raw", "--output=json", uri(socket)]))
                 let raw = directory + "/raw"
                 expectSuccess(
-                    try await run("qemu-img", ["convert", "-f", "raw", "-O", "raw", uri(socket), raw]))
+                    try await runAlongside(
+                        "qemu-img", ["convert", "-f", "raw", "-O", "raw", uri(socket), raw]))
                 #expect(try contents(raw) == data)
                 expectSuccess(
-                    try await run("qemu-img", ["compare", "-f", "raw", "-F", "raw", uri(socket), raw]))
+                    try await runAlongside(
+                        "qemu-img", ["compare", "-f", "raw", "-F", "raw", uri(socket), raw]))
                 try store.write([UInt8](repeating: 0, count: size), at: 0)
                 expectSuccess(
-                    try await run(
+                    try await runAlongside(
                         "qemu-img",
                         ["convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw", raw, uri(socket)]))
                 let written = try store.bytes(at: 0, count: size)
@@ -126,7 +130,7 @@ import Testing
                 "discard 4M 1M", "flush", "read -P 0 0 513", "aio_write -P 0xcc 12M 4M", "aio_flush",
                 "read -P 0xcc 12M 4M",
             ]
-            let result = try await run(
+            let result = try await runAlongside(
                 "qemu-io", ["-f", "raw", uri(socket)] + commands.flatMap { ["-c", $0] })
             expectSuccess(result)
             #expect(
@@ -139,14 +143,14 @@ import Testing
     @Test func mapsShowHoles() async throws {
         let store = StripedStore(size: UInt64(size), stripe: 1 << 20)
         try await withServer(TestProvider(store)) { _, socket in
-            let map = try await run("nbdinfo", ["--map", uri(socket)])
+            let map = try await runAlongside("nbdinfo", ["--map", uri(socket)])
             expectSuccess(map)
             let lines = map.output.split(separator: "\n").map { $0.split(separator: " ").map(String.init) }
             #expect(lines.count == 16)
             for (index, line) in lines.enumerated() {
                 #expect(line.prefix(3) == [String(index << 20), String(1 << 20), index % 2 == 0 ? "0" : "3"])
             }
-            let qemu = try await run("qemu-img", ["map", "-f", "raw", "--output=json", uri(socket)])
+            let qemu = try await runAlongside("qemu-img", ["map", "-f", "raw", "--output=json", uri(socket)])
             expectSuccess(qemu)
             #expect(qemu.output.split(separator: "\n").count == 16, "\(qemu.output)")
         }
@@ -155,7 +159,7 @@ import Testing
     @Test(arguments: [(64, 1), (16, 4)]) func fioVerifies(depth: Int, connections: Int) async throws {
         let store = MemoryStore(size: size)
         try await withServer(TestProvider(store)) { server, socket in
-            let result = try await run(
+            let result = try await runAlongside(
                 "fio",
                 [
                     "--name=verify", "--ioengine=nbd", "--uri=\(uri(socket))", "--rw=randwrite",
@@ -173,11 +177,11 @@ import Testing
     @Test func nbdkitIsAClient() async throws {
         let data = pattern(size, seed: 3)
         try await withServer(TestProvider(MemoryStore(data))) { _, socket in
-            let result = try await run(
+            let result = try await runAlongside(
                 "nbdkit",
                 ["-U", "-", "nbd", "uri=\(uri(socket))", "--run", "nbdcopy \"$uri\" - | sha256sum"])
             expectSuccess(result)
-            let direct = try await run("sh", ["-c", "nbdcopy '\(uri(socket))' - | sha256sum"])
+            let direct = try await runAlongside("sh", ["-c", "nbdcopy '\(uri(socket))' - | sha256sum"])
             #expect(result.output == direct.output && direct.output.count > 64)
         }
     }

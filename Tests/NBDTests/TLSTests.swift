@@ -28,7 +28,7 @@ import Testing
             mkdir anonymous
             cp ca-cert.pem anonymous/
             """
-        let result = try await run("sh", ["-c", script])
+        let result = try await runAlongside("sh", ["-c", script])
         try #require(result.status == 0, "\(result.errors)")
     }
 
@@ -52,12 +52,12 @@ import Testing
     @Test func clientsReadAndWriteThroughTLS() async throws {
         try await withTLSServer(authority: true) { port, socket, certificates, store in
             let uri = "nbds://localhost:\(port)/?tls-certificates=\(certificates)"
-            let info = try await run("nbdinfo", [uri])
+            let info = try await runAlongside("nbdinfo", [uri])
             #expect(info.status == 0, "\(info.errors)")
             #expect(info.output.contains("newstyle-fixed with TLS, using structured packets"))
 
             let file = certificates + "/data"
-            let copy = try await run("nbdcopy", [uri, file])
+            let copy = try await runAlongside("nbdcopy", [uri, file])
             #expect(copy.status == 0, "\(copy.errors)")
             let copied = [UInt8](try Data(contentsOf: URL(fileURLWithPath: file)))
             let stored = try store.bytes(at: 0, count: size)
@@ -65,7 +65,7 @@ import Testing
 
             let fresh = pattern(size, seed: 12)
             try Data(fresh).write(to: URL(fileURLWithPath: file))
-            let back = try await run("nbdcopy", [file, uri])
+            let back = try await runAlongside("nbdcopy", [file, uri])
             #expect(back.status == 0, "\(back.errors)")
             let written = try store.bytes(at: 0, count: size)
             #expect(written == fresh)
@@ -73,7 +73,7 @@ import Testing
             let image = [
                 "driver=nbd,server.type=inet,server.host=localhost,server.port=\(port)", "tls-creds=tls0",
             ].joined(separator: ",")
-            let qemu = try await run(
+            let qemu = try await runAlongside(
                 "qemu-img",
                 [
                     "info", "--object", "tls-creds-x509,id=tls0,endpoint=client,dir=\(certificates)",
@@ -82,23 +82,23 @@ import Testing
             #expect(qemu.status == 0 && qemu.output.contains("\(size) bytes"), "\(qemu.output)\(qemu.errors)")
 
             // On the unix socket TLS is there for those who want it.
-            let offered = try await run(
+            let offered = try await runAlongside(
                 "nbdinfo", ["nbds+unix://localhost/?socket=\(socket)&tls-certificates=\(certificates)"])
             #expect(offered.status == 0, "\(offered.errors)")
-            #expect(try await run("nbdinfo", ["nbd+unix:///?socket=\(socket)"]).status == 0)
+            #expect(try await runAlongside("nbdinfo", ["nbd+unix:///?socket=\(socket)"]).status == 0)
         }
     }
 
     @Test func clientsWithoutTLSOrCertificateAreRefused() async throws {
         try await withTLSServer(authority: true) { port, _, certificates, _ in
-            let plain = try await run("nbdinfo", ["nbd://localhost:\(port)"])
+            let plain = try await runAlongside("nbdinfo", ["nbd://localhost:\(port)"])
             #expect(plain.status != 0, "\(plain.output)")
-            let anonymous = try await run(
+            let anonymous = try await runAlongside(
                 "nbdinfo", ["nbds://localhost:\(port)/?tls-certificates=\(certificates)/anonymous"])
             #expect(anonymous.status != 0, "\(anonymous.output)")
         }
         try await withTLSServer(authority: false) { port, _, certificates, _ in
-            let anonymous = try await run(
+            let anonymous = try await runAlongside(
                 "nbdinfo", ["nbds://localhost:\(port)/?tls-certificates=\(certificates)/anonymous"])
             #expect(anonymous.status == 0, "\(anonymous.errors)")
         }

@@ -2,6 +2,7 @@ import Blocks
 import Foundation
 import Logging
 import NBD
+import TestSupport
 import Testing
 
 /// Exports that come and go.
@@ -45,44 +46,6 @@ func withServer<Result>(
         } catch {
             await server.shutdown()
             throw error
-        }
-    }
-}
-
-struct ToolResult {
-    var status: Int32
-    var output: String
-    var errors: String
-}
-
-/// Runs a program to its end and gives what it printed.
-func run(_ program: String, _ arguments: [String]) async throws -> ToolResult {
-    let process = Process()
-    process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-    process.arguments = ["timeout", "120", program] + arguments
-    let output = Pipe()
-    let errors = Pipe()
-    process.standardOutput = output
-    process.standardError = errors
-    process.standardInput = FileHandle.nullDevice
-    return try await withCheckedThrowingContinuation { continuation in
-        BlockingThread.start {
-            // Children inherit the mask, and those of the runtime's threads keep SIGTERM from ever arriving.
-            var none = sigset_t()
-            sigemptyset(&none)
-            pthread_sigmask(SIG_SETMASK, &none, nil)
-            do { try process.run() } catch { return continuation.resume(throwing: error) }
-            let texts = Monitor<[Int: String]>([:])
-            for (index, pipe) in [output, errors].enumerated() {
-                BlockingThread.start {
-                    let data = pipe.fileHandleForReading.readDataToEndOfFile()
-                    texts.withLockAndNotify { $0[index] = String(decoding: data, as: UTF8.self) }
-                }
-            }
-            let all = texts.wait { $0.count == 2 ? $0 : nil }
-            process.waitUntilExit()
-            continuation.resume(
-                returning: ToolResult(status: process.terminationStatus, output: all[0]!, errors: all[1]!))
         }
     }
 }

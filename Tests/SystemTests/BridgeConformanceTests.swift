@@ -3,33 +3,13 @@ import Bridge
 import Foundation
 import ISCSI
 import Logging
+import TestSupport
 import Testing
 
 /// Bridge and iSCSI target together, with initiators that others wrote: libiscsi's tools and suite, and qemu.
 @Suite(.serialized) struct BridgeConformanceTests {
     private static let name = "iqn.2026-01.net.example:bridge"
     private static let size: UInt64 = 64 << 20
-
-    /// What a program printed (both streams) and its exit status.
-    private static func run(_ program: String, _ arguments: [String]) async throws -> (
-        status: Int32, output: String
-    ) {
-        let log = FileManager.default.temporaryDirectory.appendingPathComponent("outboard-\(UUID())")
-        #expect(FileManager.default.createFile(atPath: log.path, contents: nil))
-        defer { try? FileManager.default.removeItem(at: log) }  // A file in /tmp may stay behind.
-        let process = Process()
-        process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
-        process.arguments = ["timeout", "120", program] + arguments
-        let handle = try FileHandle(forWritingTo: log)
-        process.standardOutput = handle
-        process.standardError = handle
-        process.standardInput = FileHandle.nullDevice
-        let status: Int32 = try await withCheckedThrowingContinuation { continuation in
-            process.terminationHandler = { continuation.resume(returning: $0.terminationStatus) }
-            do { try process.run() } catch { continuation.resume(throwing: error) }
-        }
-        return (status, String(decoding: try Data(contentsOf: log), as: UTF8.self))
-    }
 
     /// Unit 0 is writable, of 512-byte blocks; unit 1 of 4096; unit 2 reads the file of unit 0.
     private static func withBridge(
@@ -61,15 +41,15 @@ import Testing
 
     @Test func libiscsiTools() async throws {
         try await Self.withBridge { portal, _ in
-            let list = try await Self.run("iscsi-ls", ["-s", "iscsi://\(portal)"])
+            let list = try await runAlongside("iscsi-ls", ["-s", "iscsi://\(portal)"])
             #expect(list.status == 0 && list.output.contains("Target:\(Self.name) Portal:\(portal),1"))
             for unit in 0...2 { #expect(list.output.contains("Lun:\(unit)"), "\(list.output)") }
-            let inquiry = try await Self.run("iscsi-inq", ["iscsi://\(portal)/\(Self.name)/0"])
+            let inquiry = try await runAlongside("iscsi-inq", ["iscsi://\(portal)/\(Self.name)/0"])
             #expect(inquiry.status == 0 && inquiry.output.contains("OUTBOARD"), "\(inquiry.output)")
-            let page = try await Self.run(
+            let page = try await runAlongside(
                 "iscsi-inq", ["-e", "1", "-c", "131", "iscsi://\(portal)/\(Self.name)/1"])
             #expect(page.status == 0 && page.output.contains("NAA"), "\(page.output)")
-            let capacity = try await Self.run(
+            let capacity = try await runAlongside(
                 "iscsi-readcapacity16", ["iscsi://\(portal)/\(Self.name)/1"])
             #expect(capacity.status == 0 && capacity.output.contains("Total size:\(Self.size)"))
         }
@@ -84,7 +64,7 @@ import Testing
     func conformanceSuite(test: String) async throws {
         try await Self.withBridge { portal, _ in
             for unit in 0...1 {
-                let result = try await Self.run(
+                let result = try await runAlongside(
                     "iscsi-test-cu", ["-d", "-V", "-t", test, "iscsi://\(portal)/\(Self.name)/\(unit)"])
                 #expect(result.status == 0, "\(result.output)")
                 #expect(result.output.contains("passed") && !result.output.contains("FAILED"))
@@ -110,15 +90,15 @@ import Testing
                 try bytes.write(to: URL(fileURLWithPath: image))
                 for unit in 0...1 {
                     let url = "iscsi://\(prefix)\(portal)/\(Self.name)/\(unit)"
-                    let convert = try await Self.run(
+                    let convert = try await runAlongside(
                         "qemu-img", ["convert", "-n", "-f", "raw", "-O", "raw", image, url])
                     #expect(convert.status == 0, "\(convert.output)")
-                    let compare = try await Self.run(
+                    let compare = try await runAlongside(
                         "qemu-img", ["compare", "-f", "raw", "-F", "raw", image, url])
                     #expect(compare.status == 0 && compare.output.contains("identical"), "\(compare.output)")
                     #expect(try Data(contentsOf: URL(fileURLWithPath: directory + "/unit\(unit)")) == bytes)
                 }
-                let refused = try await Self.run(
+                let refused = try await runAlongside(
                     "qemu-io",
                     ["-f", "raw", "iscsi://\(prefix)\(portal)/\(Self.name)/2", "-c", "write 0 4k"])
                 #expect(refused.status != 0)

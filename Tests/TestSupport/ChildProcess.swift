@@ -219,6 +219,15 @@ public func runProgram(
         command: child.command, ending: ending, output: child.output, errors: child.errors)
 }
 
+/// The same for tests whose server lives in the test's own process: no thread of the runtime's pool waits.
+public func runAlongside(_ program: String, _ arguments: [String]) async throws -> ProgramResult {
+    try await withCheckedThrowingContinuation { continuation in
+        BlockingThread.start {
+            continuation.resume(with: Result { try runProgram(program, arguments) })
+        }
+    }
+}
+
 /// A directory for one test, removed with all that is in it when the object goes.
 public final class ScratchDirectory: Sendable {
     public let path: String

@@ -49,32 +49,17 @@ public final class ISCSIStore: BlockStore {
         try requireWritable(range)
         let fua = durable && unit.supportsFUA
         try blocks.write(
-            range,
-            change: { position, target in
-                let start = Int(position - offset)
-                target.copyMemory(
-                    from: UnsafeRawBufferPointer(rebasing: buffer[start..<start + target.count]))
-            },
-            wholeRange: { whole throws(StoreError) in
-                let start = Int(whole.offset - offset)
-                try writeBlocks(
-                    whole.offset,
-                    UnsafeRawBufferPointer(rebasing: buffer[start..<start + Int(whole.count)]), fua: fua)
-            },
-            read: readBlocks,
-            write: { position, block throws(StoreError) in try writeBlocks(position, block, fua: fua) })
+            buffer, at: offset, read: readBlocks,
+            whole: { position, bytes throws(StoreError) in try writeBlocks(position, bytes, fua: fua) })
         if durable, !fua { try flush() }
     }
 
     public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         try requireWritable(range)
         guard !options.contains(.onlyIfFast) else { throw StoreError(.notSupported) }
-        try blocks.write(
-            range,
-            change: { _, target in target.initializeMemory(as: UInt8.self, repeating: 0) },
-            wholeRange: zeroBlocks,
-            read: readBlocks,
-            write: { position, block throws(StoreError) in try writeBlocks(position, block, fua: false) })
+        try blocks.writeZeroes(
+            range, whole: zeroBlocks, read: readBlocks,
+            write: { position, bytes throws(StoreError) in try writeBlocks(position, bytes, fua: false) })
         if options.contains(.durable) { try flush() }
     }
 

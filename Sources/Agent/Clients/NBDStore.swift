@@ -118,22 +118,9 @@ public final class NBDStore: BlockStore {
         let range = ByteRange(offset: offset, count: UInt64(buffer.count))
         try requireWritable(range)
         try blocks.write(
-            range,
-            change: { position, target in
-                let start = Int(position - offset)
-                target.copyMemory(
-                    from: UnsafeRawBufferPointer(rebasing: buffer[start..<start + target.count]))
-            },
-            wholeRange: { whole throws(StoreError) in
-                let start = Int(whole.offset - offset)
-                try writeBlocks(
-                    whole.offset,
-                    UnsafeRawBufferPointer(rebasing: buffer[start..<start + Int(whole.count)]),
-                    durable: durable)
-            },
-            read: readBlocks,
-            write: { position, block throws(StoreError) in
-                try writeBlocks(position, block, durable: durable)
+            buffer, at: offset, read: readBlocks,
+            whole: { position, bytes throws(StoreError) in
+                try writeBlocks(position, bytes, durable: durable)
             })
         if durable, !features.fua { try flush() }
     }
@@ -141,13 +128,12 @@ public final class NBDStore: BlockStore {
     public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         try requireWritable(range)
         if options.contains(.onlyIfFast), !features.fastZero { throw StoreError(.notSupported) }
-        try blocks.write(
+        try blocks.writeZeroes(
             range,
-            change: { _, target in target.initializeMemory(as: UInt8.self, repeating: 0) },
-            wholeRange: { whole throws(StoreError) in try zeroBlocks(whole, options) },
+            whole: { whole throws(StoreError) in try zeroBlocks(whole, options) },
             read: readBlocks,
-            write: { position, block throws(StoreError) in
-                try writeBlocks(position, block, durable: options.contains(.durable))
+            write: { position, bytes throws(StoreError) in
+                try writeBlocks(position, bytes, durable: options.contains(.durable))
             })
         if options.contains(.durable), !features.fua { try flush() }
     }

@@ -54,18 +54,53 @@ struct PartialBlocks: Sendable {
         }
     }
 
-    /// - Parameters:
-    ///   - change: puts the new bytes at a byte offset into a buffer.
-    ///   - wholeRange: writes the range of whole blocks.
+    /// Writes a buffer.
+    /// - Parameter whole: writes whole blocks.
     func write(
+        _ buffer: UnsafeRawBufferPointer, at offset: UInt64,
+        read: (UInt64, UnsafeMutableRawBufferPointer) throws(StoreError) -> Void,
+        whole: (UInt64, UnsafeRawBufferPointer) throws(StoreError) -> Void
+    ) throws(StoreError) {
+        func bytes(_ position: UInt64, _ count: Int) -> UnsafeRawBufferPointer {
+            let start = Int(position - offset)
+            return UnsafeRawBufferPointer(rebasing: buffer[start..<start + count])
+        }
+        try change(
+            ByteRange(offset: offset, count: UInt64(buffer.count)),
+            edge: { position, target in target.copyMemory(from: bytes(position, target.count)) },
+            middle: { range throws(StoreError) in
+                try whole(range.offset, bytes(range.offset, Int(range.count)))
+            },
+            read: read, write: whole)
+    }
+
+    /// Writes zeros.
+    /// - Parameters:
+    ///   - whole: zeroes a range of whole blocks.
+    ///   - write: writes whole blocks.
+    func writeZeroes(
         _ range: ByteRange,
-        change: (UInt64, UnsafeMutableRawBufferPointer) -> Void,
-        wholeRange: (ByteRange) throws(StoreError) -> Void,
+        whole: (ByteRange) throws(StoreError) -> Void,
         read: (UInt64, UnsafeMutableRawBufferPointer) throws(StoreError) -> Void,
         write: (UInt64, UnsafeRawBufferPointer) throws(StoreError) -> Void
     ) throws(StoreError) {
-        let (pieces, middle) = parts(of: range)
-        if let middle { try wholeRange(middle) }
+        try change(
+            range, edge: { _, target in target.initializeMemory(as: UInt8.self, repeating: 0) },
+            middle: whole, read: read, write: write)
+    }
+
+    /// - Parameters:
+    ///   - edge: puts the new bytes at a byte offset into a buffer.
+    ///   - middle: writes the range of whole blocks.
+    private func change(
+        _ range: ByteRange,
+        edge: (UInt64, UnsafeMutableRawBufferPointer) -> Void,
+        middle: (ByteRange) throws(StoreError) -> Void,
+        read: (UInt64, UnsafeMutableRawBufferPointer) throws(StoreError) -> Void,
+        write: (UInt64, UnsafeRawBufferPointer) throws(StoreError) -> Void
+    ) throws(StoreError) {
+        let (pieces, whole) = parts(of: range)
+        if let whole { try middle(whole) }
         guard !pieces.isEmpty else { return }
         edges.wait { isBusy -> Void? in
             guard !isBusy else { return nil }
@@ -78,7 +113,7 @@ struct PartialBlocks: Sendable {
                 byteCount: Int(blockLength), alignment: 4096)
             defer { scratch.deallocate() }
             try read(block.offset, scratch)
-            change(
+            edge(
                 block.offset + UInt64(inner.lowerBound),
                 UnsafeMutableRawBufferPointer(rebasing: scratch[inner]))
             try write(block.offset, UnsafeRawBufferPointer(scratch))
