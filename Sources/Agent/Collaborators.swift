@@ -117,8 +117,8 @@ public struct Collaborators: Sendable {
     /// FIFREEZE and FITHAW of a mount point.
     public var freezeFileSystem: @Sendable (String) throws(AgentError) -> Void
     public var thawFileSystem: @Sendable (String) throws(AgentError) -> Void
-    /// The number of the file system (st_dev) that the file or directory at a path lies on.
-    public var fileSystem: @Sendable (String) throws(AgentError) -> UInt64
+    /// The numbers (st_dev) of the file system that a path lies on, first, and of all that that one lies on in its turn.
+    public var fileSystems: @Sendable (String) throws(AgentError) -> [UInt64]
     /// Seconds after which a host that stands still for a restore thaws by itself, unless that is renewed.
     public var restoreFreezeSeconds = AgentLimits.restoreFreezeSeconds
     /// Runs a command by the shell. Throws unless it ends with status 0. With a token it is ended when that is
@@ -152,7 +152,7 @@ public struct Collaborators: Sendable {
         }
         freezeFileSystem = { path throws(AgentError) in try FileSystemFreeze.freeze(path) }
         thawFileSystem = { path throws(AgentError) in try FileSystemFreeze.thaw(path) }
-        fileSystem = { path throws(AgentError) in try FileSystemFreeze.fileSystem(of: path) }
+        fileSystems = { path throws(AgentError) in try FileSystems.under(path) }
         runCommand = { command, token throws(AgentError) in try ShellCommand.run(command, token) }
         startThawGuard = { mountPoints, command throws(AgentError) in
             try ThawGuardProcess(executable: executable, mountPoints, command)

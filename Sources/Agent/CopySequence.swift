@@ -104,7 +104,7 @@ public final class CopySequence {
             }
             members.append(CopyMember(line: line, status: status, draft: draft))
         }
-        try FreezeCheck(members: members, fileSystem: world.fileSystem).run(request.freeze)
+        try FreezeCheck(members: members, fileSystems: world.fileSystems).run(request.freeze)
         for member in members {
             try cancellation.check()
             try connectBridge(member)

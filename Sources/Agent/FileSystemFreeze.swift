@@ -15,17 +15,6 @@ enum FileSystemFreeze {
         try control(mountPoint, thawRequest, "thawing the file system at")
     }
 
-    /// The number of the file system (st_dev) that the file or directory at `path` lies on.
-    /// - Throws: 66 when nothing is there.
-    static func fileSystem(of path: String) throws(AgentError) -> UInt64 {
-        var information = stat()
-        guard stat(path, &information) == 0 else {
-            throw AgentError.system(
-                errno, doing: "looking for the file system of", to: path, otherwise: .inputMissing)
-        }
-        return UInt64(information.st_dev)
-    }
-
     private static func control(
         _ mountPoint: String, _ request: UInt, _ doing: String
     ) throws(AgentError) {

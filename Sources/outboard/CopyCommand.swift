@@ -64,7 +64,8 @@ struct CopyCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "Freeze this mounted file system (FIFREEZE) for the instant. Repeat for more.",
+            "Freeze this mounted file system (FIFREEZE) for the instant. Repeat for more. Not one that carries the "
+                + "host's source, cache, control socket or log, or the copy.",
             valueName: "mountpoint"))
     var freeze: [String] = []
 

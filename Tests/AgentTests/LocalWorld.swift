@@ -94,8 +94,8 @@ final class LocalWorld: Sendable {
         world.freezeFileSystem = { [self] path throws(AgentError) in try record("freeze \(path)") }
         world.thawFileSystem = { [self] path throws(AgentError) in try record("thaw \(path)") }
         world.runCommand = { [self] command, _ throws(AgentError) in try record("run \(command)") }
-        world.fileSystem = { [self] path throws(AgentError) in
-            state.withLock { $0.fileSystems[path] ?? UInt64(path.hash.magnitude) | 1 << 63 }
+        world.fileSystems = { [self] path throws(AgentError) in
+            state.withLock { [$0.fileSystems[path] ?? UInt64(path.hash.magnitude) | 1 << 63] }
         }
         world.restoreFreezeSeconds = state.withLock { $0.restoreFreezeSeconds }
         world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }

@@ -67,12 +67,28 @@ final class RawSocket {
             logger: Logger(label: "test"))
     }
 
-    static func hang(_ device: MemoryDevice, _ socket: RawSocket, count: Int = 3) {
+    @discardableResult
+    static func hang(_ device: MemoryDevice, _ socket: RawSocket, count: Int = 3) -> Peer {
         var peer = Peer()
         for tag in 0..<UInt32(count) {
             socket.send(peer.command(tag, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
         }
         #expect(device.state.wait(nanoseconds: 20_000_000_000) { $0.hanging == count ? true : nil } == true)
+        return peer
+    }
+
+    /// What a device may rely on that bounds what takes long below that number.
+    @Test func aSessionAnswersWhileAllButOneOfItsThreadsAreBusy() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let socket = try RawSocket(port: target.port)
+        try socket.logIn()
+        var peer = Self.hang(device, socket, count: SCSITargetLimits.nexusThreads - 1)
+        for tag in 100..<UInt32(103) {
+            socket.send(peer.command(tag, [0, 0, 0, 0, 0, 0]))
+            #expect(try socket.receive()?.initiatorTaskTag == tag)
+        }
+        await target.shutdown()
     }
 
     @Test func aDroppedConnectionAbortsItsCommands() async throws {
