@@ -118,7 +118,7 @@ final class FakeDevice: SCSITargetDevice {
             }
             return SCSIOutcome(status: .good, dataOutUsed: task.dataOut.count)
         case .synchronizeCache:
-            behaviour.withLock { $0.flushes += 1 }
+            behaviour.withLockAndNotify { $0.flushes += 1 }
             pause(task)
             return .good
         default: return copy(command, task)
