@@ -16,26 +16,33 @@ struct ControlDispatcher: Sendable {
     func answer(to line: [UInt8], holder: EpochHolder) -> Answer {
         let head: ControlRequestHead
         do { head = try ControlCodec.decode(from: line) } catch {
-            // What is not a request at all differs from what is not even JSON.
-            let isJSON =
-                (try? JSONSerialization.jsonObject(with: Data(line), options: .fragmentsAllowed)) != nil
-            let error =
-                isJSON
-                ? ControlError(.invalidRequest, "not a JSON-RPC request object with jsonrpc, id and method")
-                : ControlError(.parseError, "not JSON")
-            return Answer(line: Self.failure(nil, error))
+            return Answer(line: Self.refusal(ofNoRequest: line))
         }
         guard head.jsonrpc == "2.0" else {
             return Answer(
-                line: Self.failure(head.id, ControlError(.invalidRequest, "jsonrpc must be \"2.0\"")))
+                line: Self.failure(
+                    head.id ?? .null, ControlError(.invalidRequest, "jsonrpc must be \"2.0\"")))
         }
         do throws(ControlError) {
             var answer = try dispatch(head, line, holder)
             if head.id == nil { answer.line = nil }
             return answer
         } catch {
-            return Answer(line: head.id == nil ? nil : Self.failure(head.id, error))
+            return Answer(line: head.id.map { Self.failure($0, error) })
         }
+    }
+
+    /// What is not a request at all differs from what is not even JSON; it may have an id that can be read.
+    private static func refusal(ofNoRequest line: [UInt8]) -> [UInt8] {
+        guard (try? JSONSerialization.jsonObject(with: Data(line), options: .fragmentsAllowed)) != nil else {
+            return failure(.null, ControlError(.parseError, "not JSON"))
+        }
+        let found: RequestID? = try? ControlCodec.decode(from: line)
+        return failure(
+            found?.id ?? .null,
+            ControlError(
+                .invalidRequest,
+                "not a JSON-RPC request object with jsonrpc, id (a string or number) and method"))
     }
 
     private func dispatch(
@@ -95,7 +102,7 @@ struct ControlDispatcher: Sendable {
         }
         let result = try body(parameters)
         do {
-            let line = try ControlCodec.line(of: ControlResponse(id: head.id, result: result))
+            let line = try ControlCodec.line(of: ControlResponse(id: head.id ?? .null, result: result))
             guard line.count <= Limits.lineBytes else {
                 throw ControlError(.internalError, "the result is too long")
             }
@@ -129,11 +136,13 @@ struct ControlDispatcher: Sendable {
         return uuid
     }
 
-    static func failure(_ id: Int?, _ error: ControlError) -> [UInt8] {
+    static func failure(_ id: ControlRequestID, _ error: ControlError) -> [UInt8] {
         do { return try ControlCodec.line(of: ControlResponse<Empty>(id: id, error: error)) } catch {
             preconditionFailure("an error message of ours cannot be encoded: \(error)")
         }
     }
 }
+
+private struct RequestID: Decodable { var id: ControlRequestID? }
 
 private struct RequestParameters<Parameters: Decodable>: Decodable { var params: Parameters? }

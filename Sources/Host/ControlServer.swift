@@ -10,7 +10,7 @@ import Synchronization
 public final class ControlServer: Sendable {
     private let group: MultiThreadedEventLoopGroup
     private let listener: any Channel
-    private let connections: ControlConnections
+    let connections: ControlConnections
     private let path: String
     private let identity: [UInt64]?
 
@@ -27,6 +27,12 @@ public final class ControlServer: Sendable {
         let dispatcher = ControlDispatcher(volume: volume, place: place)
         let bootstrap = ServerBootstrap(group: group)
             .childChannelOption(.allowRemoteHalfClosure, value: true)
+            // What is read at a time waits as requests.
+            .childChannelOption(.maxMessagesPerRead, value: 1)
+            .childChannelOption(
+                .writeBufferWaterMark,
+                value: .init(low: HostLimits.unsentAnswerBytes / 4, high: HostLimits.unsentAnswerBytes)
+            )
             .childChannelInitializer { channel in
                 Self.admit(channel, connections, logger).flatMapThrowing { refusal in
                     try channel.pipeline.syncOperations.addHandler(
@@ -97,6 +103,11 @@ final class ControlConnections: Sendable {
     var isRoomLeft: Bool { count.load(ordering: .relaxed) < Limits.connections }
     func opened() { count.wrappingAdd(1, ordering: .relaxed) }
     func closed() { count.wrappingSubtract(1, ordering: .relaxed) }
+
+    private let resting = Atomic<Int>(0)
+    /// Those whose requests wait until the client takes the answers that it has.
+    var atRest: Int { resting.load(ordering: .relaxed) }
+    func rest(_ rests: Bool) { resting.wrappingAdd(rests ? 1 : -1, ordering: .relaxed) }
 }
 
 /// One connection: lines in, lines out, one request at a time, each on a thread of its own, because methods
@@ -111,8 +122,11 @@ private final class ControlConnection: ChannelInboundHandler {
     private let onShutdown: @Sendable () -> Void
     private let holder = EpochHolder()
     private var lines = ControlLines()
-    private var waiting: [[UInt8]] = []
+    private var waiting = CircularBuffer<[UInt8]>()
     private var isBusy = false
+    /// The client leaves its answers where they are.
+    private var isResting = false
+    private var isClosing = false
     /// Nothing more is read; close when all is answered.
     private var isEnding = false
     private var tooLong = false
@@ -135,6 +149,7 @@ private final class ControlConnection: ChannelInboundHandler {
 
     func handlerRemoved(context: ChannelHandlerContext) {
         self.context = nil
+        setResting(false)
         dispatcher.volume.disconnect(holder)
         connections.closed()
     }
@@ -142,7 +157,7 @@ private final class ControlConnection: ChannelInboundHandler {
     func channelActive(context: ChannelHandlerContext) {
         if let refusal {
             isEnding = true
-            send(ControlDispatcher.failure(nil, refusal))
+            send(ControlDispatcher.failure(.null, refusal))
             proceed()
         }
     }
@@ -150,7 +165,7 @@ private final class ControlConnection: ChannelInboundHandler {
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         guard !isEnding else { return }
         do throws(ControlLines.TooLong) {
-            waiting += try lines.feed(unwrapInboundIn(data).readableBytesView)
+            waiting.append(contentsOf: try lines.feed(unwrapInboundIn(data).readableBytesView))
         } catch {
             isEnding = true
             tooLong = true
@@ -173,31 +188,28 @@ private final class ControlConnection: ChannelInboundHandler {
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) { context.close(promise: nil) }
 
+    func channelWritabilityChanged(context: ChannelHandlerContext) {
+        proceed()
+        context.fireChannelWritabilityChanged()
+    }
+
     private func send(_ line: [UInt8]) {
         guard let context else { return }
         context.writeAndFlush(wrapOutboundOut(context.channel.allocator.buffer(bytes: line)), promise: nil)
     }
 
-    /// Starts the next request, or ends the connection; reading rests while requests wait.
+    /// Starts the next request, or ends the connection; reading rests while requests wait, and requests wait while
+    /// the client does not take the answers that it has.
     private func proceed() {
-        guard let context, !isBusy else { return }
-        guard !waiting.isEmpty else {
-            if isEnding {
-                if tooLong {
-                    send(
-                        ControlDispatcher.failure(
-                            nil, ControlError(.lineTooLong, "a line is longer than \(Limits.lineBytes) bytes")
-                        ))
-                }
-                context.close(promise: nil)
-            } else {
-                context.channel.setOption(.autoRead, value: true).whenFailure { _ in }
-            }
-            return
+        guard let context, !isBusy, !isClosing else { return }
+        setResting(!context.channel.isWritable)
+        guard !isResting else { return read(false, context) }
+        guard let line = waiting.popFirst() else {
+            if isEnding { return end(context) }
+            return read(true, context)
         }
         isBusy = true
-        context.channel.setOption(.autoRead, value: false).whenFailure { _ in }
-        let line = waiting.removeFirst()
+        read(false, context)
         let me = NIOLoopBound(self, eventLoop: context.eventLoop)
         let (loop, dispatcher, holder) = (context.eventLoop, dispatcher, holder)
         let started = BlockingThread.start {
@@ -208,7 +220,31 @@ private final class ControlConnection: ChannelInboundHandler {
             finish(
                 ControlDispatcher.Answer(
                     line: ControlDispatcher.failure(
-                        nil, ControlError(.internalError, "the system has no thread to run the method"))))
+                        .null, ControlError(.internalError, "the system has no thread to run the method"))))
+        }
+    }
+
+    private func read(_ isWanted: Bool, _ context: ChannelHandlerContext) {
+        context.channel.setOption(.autoRead, value: isWanted).whenFailure { _ in }
+    }
+
+    private func setResting(_ resting: Bool) {
+        guard resting != isResting else { return }
+        isResting = resting
+        connections.rest(resting)
+    }
+
+    /// All is answered: closes when the answers have gone out.
+    private func end(_ context: ChannelHandlerContext) {
+        isClosing = true
+        if tooLong {
+            send(
+                ControlDispatcher.failure(
+                    .null, ControlError(.lineTooLong, "a line is longer than \(Limits.lineBytes) bytes")))
+        }
+        let channel = context.channel
+        context.writeAndFlush(wrapOutboundOut(ByteBuffer())).whenComplete { _ in
+            channel.close(promise: nil)
         }
     }
 

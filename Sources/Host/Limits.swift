@@ -13,6 +13,9 @@ public enum HostLimits {
     /// Seconds that an institution or a freeze waits for the writes in flight, while all others wait at the gate,
     /// before it is given up.
     public static let drainSeconds = 10.0
+    /// Bytes of answers that a control client may leave unread; beyond it nothing more is read of that client. One
+    /// answer may come on top.
+    public static let unsentAnswerBytes = 256 << 10
     /// Buckets of a latency histogram; the last one counts all from about 17 s.
     public static let latencyBuckets = 26
 }

@@ -55,26 +55,75 @@ public struct ControlRequest<Parameters: Codable & Sendable>: Codable, Sendable 
     }
 }
 
+/// A request's id: what the client chose, given back as it came (JSON-RPC 2.0 §4).
+public enum ControlRequestID: Codable, Hashable, Sendable {
+    case integer(Int64)
+    /// Any other number; JSON-RPC advises against fractions and does not forbid them.
+    case number(Decimal)
+    /// At most ``Limits/idBytes`` in UTF-8.
+    case string(String)
+    case null
+
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        if container.decodeNil() {
+            self = .null
+        } else if let integer = try? container.decode(Int64.self) {
+            self = .integer(integer)
+        } else if let number = try? container.decode(Decimal.self), number.isFinite {
+            self = .number(number)
+        } else {
+            let text = try container.decode(String.self)
+            guard text.utf8.count <= Limits.idBytes else {
+                throw DecodingError.dataCorruptedError(
+                    in: container, debugDescription: "an id is longer than \(Limits.idBytes) bytes")
+            }
+            self = .string(text)
+        }
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        switch self {
+        case .integer(let integer): try container.encode(integer)
+        case .number(let number): try container.encode(number)
+        case .string(let text): try container.encode(text)
+        case .null: try container.encodeNil()
+        }
+    }
+}
+
 /// What is known of a request before its parameters are read.
 public struct ControlRequestHead: Decodable, Sendable {
     public var jsonrpc: String
-    public var id: Int?
+    /// Nil: a notification, which gets no answer. `null` is an id as any other.
+    public var id: ControlRequestID?
     public var method: String
+
+    private enum CodingKeys: String, CodingKey { case jsonrpc, id, method }
+
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.container(keyedBy: CodingKeys.self)
+        jsonrpc = try container.decode(String.self, forKey: .jsonrpc)
+        id = container.contains(.id) ? try container.decode(ControlRequestID.self, forKey: .id) : nil
+        method = try container.decode(String.self, forKey: .method)
+    }
 }
 
 /// A response as it stands on one line: a result or an error.
 public struct ControlResponse<Result: Codable & Sendable>: Codable, Sendable {
     public var jsonrpc = "2.0"
-    public var id: Int?
+    /// Of the request; `null` where that is not known.
+    public var id: ControlRequestID
     public var result: Result?
     public var error: ControlError?
 
-    public init(id: Int?, result: Result) {
+    public init(id: ControlRequestID, result: Result) {
         self.id = id
         self.result = result
     }
 
-    public init(id: Int?, error: ControlError) {
+    public init(id: ControlRequestID, error: ControlError) {
         self.id = id
         self.error = error
     }

@@ -10,6 +10,8 @@ public protocol ControlMethod {
 public enum Limits {
     /// Bytes of a request or response, its newline included.
     public static let lineBytes = 64 << 10
+    /// Bytes of a request's id that is a string.
+    public static let idBytes = 1024
     /// Connections to the control socket at once.
     public static let connections = 16
     /// The longest freeze that may be asked, seconds.

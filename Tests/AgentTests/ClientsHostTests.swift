@@ -84,6 +84,12 @@ final class UnixServer: Sendable {
     }
 }
 
+/// The request's id, which is a number with our client.
+private func number(_ head: ControlRequestHead) -> Int64 {
+    guard case .integer(let number)? = head.id else { return -1 }
+    return number
+}
+
 @Suite struct HostClientTests {
     private func failure(_ body: () throws(AgentError) -> Void) -> AgentError? {
         do throws(AgentError) {
@@ -96,8 +102,8 @@ final class UnixServer: Sendable {
         let server = try UnixServer(
             UnixServer.answering { head in
                 switch head.method {
-                case "volume.thaw": #"{"jsonrpc":"2.0","id":\#(head.id!),"result":{"wasFrozen":true}}"#
-                default: #"{"jsonrpc":"2.0","id":\#(head.id!),"result":{}}"#
+                case "volume.thaw": #"{"jsonrpc":"2.0","id":\#(number(head)),"result":{"wasFrozen":true}}"#
+                default: #"{"jsonrpc":"2.0","id":\#(number(head)),"result":{}}"#
                 }
             })
         let client = try HostClient(path: server.path)
@@ -110,8 +116,8 @@ final class UnixServer: Sendable {
         // The server answers with the request's number in a marker: a mixed-up answer would show.
         let server = try UnixServer(
             UnixServer.answering { head in
-                #"{"jsonrpc":"2.0","id":\#(head.id!),"result":"#
-                    + #"{"position":\#(head.id! * 4096),"sequence":1,"entries":2}}"#
+                #"{"jsonrpc":"2.0","id":\#(number(head)),"result":"#
+                    + #"{"position":\#(number(head) * 4096),"sequence":1,"entries":2}}"#
             })
         let client = try HostClient(path: server.path)
         let results = Monitor<[UInt64]>([])
@@ -135,7 +141,7 @@ final class UnixServer: Sendable {
     func refusalsKeepTheirMeaning(_ code: ControlError.Code, _ status: AgentError.ExitStatus) throws {
         let server = try UnixServer(
             UnixServer.answering { head in
-                #"{"jsonrpc":"2.0","id":\#(head.id!),"error":{"code":\#(code.rawValue),"message":"so it is"}}"#
+                #"{"jsonrpc":"2.0","id":\#(number(head)),"error":{"code":\#(code.rawValue),"message":"so it is"}}"#
             })
         let client = try HostClient(path: server.path)
         for _ in 0..<2 {
@@ -180,7 +186,7 @@ final class UnixServer: Sendable {
     func impossibleStatus(_ changed: [String: String]) throws {
         let server = try UnixServer(
             UnixServer.answering {
-                #"{"jsonrpc":"2.0","id":\#($0.id!),"result":\#(Self.status(changed))}"#
+                #"{"jsonrpc":"2.0","id":\#(number($0)),"result":\#(Self.status(changed))}"#
             })
         let client = try HostClient(path: server.path)
         let error = failure { () throws(AgentError) in
@@ -194,7 +200,7 @@ final class UnixServer: Sendable {
     func impossibleMarker(_ position: UInt64) throws {
         let server = try UnixServer(
             UnixServer.answering {
-                #"{"id":\#($0.id!),"result":{"position":\#(position),"sequence":1,"entries":2}}"#
+                #"{"id":\#(number($0)),"result":{"position":\#(position),"sequence":1,"entries":2}}"#
             })
         let client = try HostClient(path: server.path)
         let error = failure { () throws(AgentError) in
@@ -205,7 +211,8 @@ final class UnixServer: Sendable {
 
     @Test func unknownRefusalIsTold() throws {
         let server = try UnixServer(
-            UnixServer.answering { #"{"id":\#($0.id!),"error":{"code":-31000,"message":"of tomorrow"}}"# })
+            UnixServer.answering { #"{"id":\#(number($0)),"error":{"code":-31000,"message":"of tomorrow"}}"# }
+        )
         let client = try HostClient(path: server.path)
         let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
         #expect(error?.status == .software && error?.reason == "of tomorrow")

@@ -30,8 +30,34 @@ import Testing
         var lines = ControlLines()
         let line = try #require(try lines.feed(try ControlCodec.line(of: request)).first)
         let head: ControlRequestHead = try ControlCodec.decode(from: line)
-        #expect(head.id == 3 && head.method == "volume.freeze" && head.jsonrpc == "2.0")
+        #expect(head.id == .integer(3) && head.method == "volume.freeze" && head.jsonrpc == "2.0")
         let again: ControlRequest<VolumeFreezeMethod.Parameters> = try ControlCodec.decode(from: line)
         #expect(again.params == request.params)
+    }
+
+    @Test("An id comes back as it came, byte for byte")
+    func idsComeBack() throws {
+        for id in [
+            "0", "-7", "9223372036854775807", "-9223372036854775808", "9223372036854775808", "1.5",
+            "123456789012345678901234567890", #""""#, #""7""#, #""a \"b\" \\ /é""#, "null",
+            "\"\(String(repeating: "x", count: Limits.idBytes))\"",
+        ] {
+            let line = Array(#"{"jsonrpc":"2.0","id":\#(id),"method":"m"}"#.utf8)
+            let head: ControlRequestHead = try ControlCodec.decode(from: line)
+            let answer = try ControlCodec.line(
+                of: ControlResponse(id: try #require(head.id), result: Empty()))
+            #expect(
+                String(decoding: answer, as: UTF8.self) == #"{"id":\#(id),"jsonrpc":"2.0","result":{}}"#
+                    + "\n")
+        }
+        let notification: ControlRequestHead = try ControlCodec.decode(
+            from: Array(#"{"jsonrpc":"2.0","method":"m"}"#.utf8))
+        #expect(notification.id == nil)
+        for id in ["true", "[]", "{}", "1e999", "\"\(String(repeating: "x", count: Limits.idBytes + 1))\""] {
+            #expect(throws: (any Error).self) {
+                try ControlCodec.decode(
+                    ControlRequestHead.self, from: Array(#"{"jsonrpc":"2.0","id":\#(id),"method":"m"}"#.utf8))
+            }
+        }
     }
 }

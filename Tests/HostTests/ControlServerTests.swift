@@ -10,7 +10,7 @@ import Testing
 @testable import Host
 
 /// A client that speaks bytes.
-private final class RawClient {
+private final class RawClient: @unchecked Sendable {  // one thread sends and one receives, at most
     private let descriptor: Int32
     private var lines = ControlLines()
     private var ready: [[UInt8]] = []
@@ -30,6 +30,8 @@ private final class RawClient {
 
     deinit { close(descriptor) }
 
+    func endSending() { shutdown(descriptor, Int32(SHUT_WR)) }
+
     func send(_ bytes: [UInt8]) throws {
         var rest = bytes[...]
         while !rest.isEmpty {
@@ -43,13 +45,23 @@ private final class RawClient {
 
     /// The next line; nil at the end of the stream.
     func receive() throws -> [String: Any]? {
+        try receiveLine().flatMap { try JSONSerialization.jsonObject(with: Data($0)) as? [String: Any] }
+    }
+
+    func receiveLine() throws -> [UInt8]? {
         while ready.isEmpty {
             var buffer = [UInt8](repeating: 0, count: 4096)
             let count = recv(descriptor, &buffer, buffer.count, 0)
             if count <= 0 { return nil }
             ready += try lines.feed(buffer[..<count])
         }
-        return try JSONSerialization.jsonObject(with: Data(ready.removeFirst())) as? [String: Any]
+        return ready.removeFirst()
+    }
+
+    /// What comes back for a line, as it stands there.
+    func text(_ line: String) throws -> String {
+        try send(Array((line + "\n").utf8))
+        return String(decoding: try #require(try receiveLine()), as: UTF8.self)
     }
 
     func ask(_ line: String) throws -> [String: Any] {
@@ -65,6 +77,13 @@ private final class RawClient {
         onShutdown: @escaping @Sendable () -> Void = {},
         _ body: (String, CopyOnWriteVolume) throws -> Void
     ) async throws {
+        try await serve(onShutdown: onShutdown) { path, volume, _ in try body(path, volume) }
+    }
+
+    private func serve(
+        onShutdown: @escaping @Sendable () -> Void = {},
+        _ body: (String, CopyOnWriteVolume, ControlServer) throws -> Void
+    ) async throws {
         let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
             "c-\(UUID().uuidString.prefix(8))")
         try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: false)
@@ -77,7 +96,7 @@ private final class RawClient {
             volume: volume,
             place: HostDescriptor(source: "/s", cache: "/c", uris: ["nbd+unix:///?socket=/n"], socket: "/n"),
             socket: path, logger: Logger(label: "test"), onShutdown: onShutdown)
-        do { try body(path, volume) } catch {
+        do { try body(path, volume, server) } catch {
             try await server.shutdown()
             throw error
         }
@@ -186,6 +205,75 @@ private final class RawClient {
                 try client.send([byte])
             }
             #expect(try client.receive()?["id"] as? Int == 5)
+        }
+    }
+
+    @Test func idsAreGivenBackAsTheyCame() async throws {
+        try await serve { path, _ in
+            let client = try RawClient(path)
+            func thaw(_ id: String) -> String { #"{"jsonrpc":"2.0"\#(id),"method":"volume.thaw"}"# }
+            func thawed(_ id: String) -> String {
+                #"{"id":\#(id),"jsonrpc":"2.0","result":{"wasFrozen":false}}"#
+            }
+            for id in ["1", "-1", "1.5", "18446744073709551615", #""a-\"1\"""#, #""1""#, "null"] {
+                #expect(try client.text(thaw(#","id":\#(id)"#)) == thawed(id))
+                #expect(
+                    try client.text(#"{"jsonrpc":"2.0","id":\#(id),"method":"x"}"#)
+                        == #"{"error":{"code":-32601,"message":"no method x"},"id":\#(id),"jsonrpc":"2.0"}"#)
+            }
+            // A notification gets no answer: the next one is the next request's.
+            try client.send(Array((thaw("") + "\n").utf8))
+            #expect(try client.text(thaw(#","id":"after""#)) == thawed(#""after""#))
+            let unknown = #","id":null,"jsonrpc":"2.0"}"#
+            for (line, code) in [
+                ("nonsense", -32700), (#"{"jsonrpc":"2.0","id":1,"#, -32700), ("[]", -32600), ("7", -32600),
+                (#"{"jsonrpc":"2.0","method":1}"#, -32600), (thaw(#","id":true"#), -32600),
+                (thaw(#","id":{}"#), -32600), (#"{"jsonrpc":"1.0","method":"x"}"#, -32600),
+                (thaw(#","id":"\#(String(repeating: "x", count: Limits.idBytes + 1))""#), -32600),
+            ] {
+                let answer = try client.text(line)
+                #expect(
+                    answer.hasPrefix(#"{"error":{"code":\#(code),"#) && answer.hasSuffix(unknown), "\(answer)"
+                )
+            }
+            // Wrong, and yet somebody's.
+            #expect(try client.text(#"{"jsonrpc":"1.0","id":"a","method":"x"}"#).contains(#""id":"a","#))
+            #expect(try client.text(#"{"id":8}"#).contains(#""id":8,"#))
+        }
+    }
+
+    /// client: sends on and on and reads nothing │ host: stops reading it │ client: reads: gets every answer.
+    @Test(.timeLimit(.minutes(2))) func aClientThatDoesNotReadIsNotReadEither() async throws {
+        try await serve { path, _, server in
+            let client = try RawClient(path)
+            // Far more bytes, both ways, than all the buffers in between.
+            let count = 4000
+            let status = #"{"jsonrpc":"2.0","id":1,"method":"volume.status","#
+            let line = Array((status + String(repeating: " ", count: 1000) + #""params":{}}"# + "\n").utf8)
+            let sender = Worker { for _ in 0..<count { try client.send(line) } }
+            while server.connections.atRest == 0, !sender.isDone { sched_yield() }
+            #expect(server.connections.atRest == 1 && !sender.isDone)
+            // Another is served meanwhile.
+            #expect(try RawClient(path).code(#"{"jsonrpc":"2.0","id":1,"method":"volume.thaw"}"#) == nil)
+            for _ in 0..<count { try #require(try client.receiveLine() != nil) }
+            sender.join()
+            #expect(server.connections.atRest == 0)
+        }
+    }
+
+    @Test(.timeLimit(.minutes(2))) func allIsAnsweredBeforeTheConnectionEnds() async throws {
+        try await serve { path, _, server in
+            let client = try RawClient(path)
+            let line = Array((#"{"jsonrpc":"2.0","id":1,"method":"volume.status"}"# + "\n").utf8)
+            let count = 1000
+            let sender = Worker {
+                for _ in 0..<count { try client.send(line) }
+                client.endSending()
+            }
+            while server.connections.atRest == 0, !sender.isDone { sched_yield() }
+            for _ in 0..<count { try #require(try client.receiveLine() != nil) }
+            #expect(try client.receiveLine() == nil)
+            sender.join()
         }
     }
 
