@@ -67,7 +67,8 @@ extension LogError {
         case .otherVolume(let found, _):
             return Failure(
                 .damaged,
-                "\(text); name the cache of this volume, or, if the source was moved, give --volume \(found)")
+                "\(text); name the cache of this volume, or, if it is this one and the source was moved or is named "
+                    + "otherwise now, give --volume \(found)")
         case .otherGeometry:
             return Failure(
                 .damaged, "\(text); start the host as it was, or remove the cache to give the epoch up")

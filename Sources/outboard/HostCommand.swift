@@ -120,8 +120,9 @@ struct HostOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "The volume's identity. Default: made from this machine's id and the source's path. Give it "
-                + "when the source has moved.", valueName: "uuid"))
+            "The volume's identity. Default: made from this machine's id and the source's path, links "
+                + "followed; of a device, from the name that was given. Give it when the source has moved.",
+            valueName: "uuid"))
     var volume: String?
 
     @Flag(help: "Print the ready line as a JSON object.")

@@ -22,7 +22,8 @@ struct HostStorage {
     init(_ options: HostOptions) throws {
         source = try Self.openSource(options.source)
         sourcePath = absolutePath(options.source)
-        volume = try Self.identity(options.volume, source: sourcePath)
+        volume = try Self.identity(
+            options.volume, source: source.isBlockDevice ? Self.deviceName(options.source) : sourcePath)
         do {
             (cache, isCacheNew) = try Self.openCache(options, beside: source)
             cachePath = absolutePath(options.cache)
@@ -136,6 +137,15 @@ struct HostStorage {
                 "cannot serve \(options.source): it has \(source.size) bytes, but the cache \(options.cache) "
                     + "says that the volume has \(said); if it was resized on purpose, remove the cache")
         }
+    }
+
+    /// A device's name as it was given: links such as those in /dev/disk/by-id and /dev/mapper last, and what they
+    /// lead to (sdb, dm-3) may be another device after a restart of the machine.
+    private static func deviceName(_ path: String) -> String {
+        let end = path.lastIndex(of: "/")
+        let directory = absolutePath(end.map { String(path[...$0]) } ?? ".")
+        let name = path[(end.map { path.index(after: $0) } ?? path.startIndex)...]
+        return name.isEmpty || name == "." || name == ".." ? absolutePath(path) : "\(directory)/\(name)"
     }
 
     /// Stable for one path on one machine, so that the cache of one volume is not taken for another's.
