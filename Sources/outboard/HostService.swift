@@ -131,8 +131,18 @@ final class HostService: Sendable {
         try await control.shutdown()
         defer { storage.close() }
         do throws(StoreError) { try volume.close() } catch {
+            tellOfUnrecorded()
             throw Failure(.io, "cannot flush \(storage.sourcePath): \(error); the last writes may be lost")
         }
+        tellOfUnrecorded()
+    }
+
+    /// The next host must not take the log of a void epoch for a whole one.
+    private func tellOfUnrecorded() {
+        guard !volume.log.isRecorded else { return }
+        Console.complain(
+            "outboard host: the cache \(storage.cachePath) took no record of its last epoch's end, which was "
+                + "\(volume.log.epoch?.state.description ?? "none"); remove it before the next start")
     }
 
     private static func tell(_ log: OriginalImageLog, of cache: String, _ logger: Logger) {
