@@ -45,7 +45,8 @@ extension AgentError {
         _ number: Int32, doing: String, to subject: String, otherwise status: ExitStatus = .io
     ) -> AgentError {
         if number == ENOSPC || number == EDQUOT {
-            return noSpace(doing: doing, to: subject)
+            // It has its name: only what a store or a unit says has none.
+            return noSpace(doing: doing, to: subject, cause: nil)
         }
         let permitted = number != EACCES && number != EPERM && number != EROFS
         return AgentError(
@@ -53,15 +54,15 @@ extension AgentError {
             because: String(cString: strerror(number)))
     }
 
-    private static func noSpace(doing: String, to subject: String) -> AgentError {
+    private static func noSpace(doing: String, to subject: String, cause: Cause?) -> AgentError {
         AgentError(
             .cannotCreate, doing: doing, to: subject, because: "no space left",
-            advice: "free some space there and try again", cause: .noSpace)
+            advice: "free some space there and try again", cause: cause)
     }
 
     /// A full disk told by the path that people gave: a private bridge's units mean nothing to anybody.
     func namingFullDisk(doing: String, to path: String) -> AgentError {
-        isNoSpace ? Self.noSpace(doing: doing, to: path) : self
+        isNoSpace ? Self.noSpace(doing: doing, to: path, cause: cause) : self
     }
 
     /// The same as an error of a copy, for callbacks that throw those.

@@ -23,6 +23,7 @@ struct Quiescence {
             if let command = request.preFreeze { try world.runCommand(command, cancellation) }
             for mountPoint in request.freeze {
                 try cancellation.check()
+                guardian?.freezesNext()
                 try world.freezeFileSystem(mountPoint)
                 frozen.append(mountPoint)
             }

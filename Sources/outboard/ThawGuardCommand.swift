@@ -5,7 +5,7 @@ import ArgumentParser
 struct ThawGuardCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "thaw-guard",
-        abstract: "Wait for the end of standard input, then thaw, unless a word came before it.",
+        abstract: "Wait for the end of standard input, then thaw, unless told that all goes on.",
         shouldDisplay: false)
 
     @Option(help: ArgumentHelp("A mount point.", valueName: "mountpoint"))

@@ -213,6 +213,7 @@ final class LocalVolume: Sendable {
 final class LocalGuard: ThawGuard {
     private let world: LocalWorld
     init(_ world: LocalWorld) { self.world = world }
+    func freezesNext() {}
     func dismiss() { world.state.withLock { $0.dismissals += 1 } }
 }
 

@@ -213,7 +213,9 @@ import Testing
                 error?.description.hasPrefix("copying to \(world.path("copy")): no space left") == true)
         }
         for number in [ENOSPC, EDQUOT] {
-            #expect(AgentError.system(number, doing: "making", to: "x").status == .cannotCreate)
+            let full = AgentError.system(number, doing: "making", to: "x")
+            #expect(full.status == .cannotCreate)
+            #expect(full.namingFullDisk(doing: "copying to", to: "copy") == full, "it has its name")
         }
         #expect(AgentError(StoreError(.noSpace), doing: "writing", to: "x").status == .cannotCreate)
         #expect(world.names == ["a.cache", "a.source"])

@@ -63,6 +63,26 @@ import Testing
         #expect(next.isSuccess, "\(next)")
     }
 
+    /// Killed before its own freeze, which would have been refused.
+    @Test func aKillDoesNotThawWhatAnotherFroze() throws {
+        let scratch = try ScratchDirectory()
+        let mount = try TestMount(loop: 32 << 20, in: scratch)
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let (standing, wentOn) = (try NamedPipe(scratch("standing")), try NamedPipe(scratch("went-on")))
+        let copy = try Outboard.start([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--freeze", mount.path, "--pre-freeze",
+            ": > \(standing.path); exec sleep 30", "--post-thaw", "echo > \(wentOn.path)",
+        ])
+        #expect(standing.awaitWriter(), "\(copy.errors)")
+        try LoopMount.succeed("fsfreeze", ["-f", mount.path])
+        copy.signal(SIGKILL)
+        // The guard runs it last.
+        #expect(wentOn.awaitWriter(), "\(copy.errors)")
+        #expect(try isFrozen(mount.path))
+        try LoopMount.succeed("fsfreeze", ["-u", mount.path])
+    }
+
     /// What the host must write while it makes the instant would wait for the thaw, and the thaw for the host.
     @Test(arguments: ["source", "cache", "cache by a loop device", "control", "to"])
     func aFreezeUnderTheCopysOwnFilesIsRefused(what: String) throws {

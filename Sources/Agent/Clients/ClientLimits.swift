@@ -15,8 +15,9 @@ public enum ClientLimits {
     public static let loginSeconds = 15.0
     /// How long a SCSI command may take that has no time of its own, seconds.
     public static let commandSeconds = 60.0
-    /// How long a bridge may take to abort a command, seconds; then the connection is dropped.
-    public static let abortSeconds = 5.0
+    /// How long a bridge may take to abort a command, seconds; then the connection is dropped, which aborts it as well:
+    /// who has cancelled needs the session no more.
+    public static let abortSeconds = 1.0
     /// A NOP-Out goes out so often, seconds, and a bridge that has left so many unanswered is dead.
     public static let nopSeconds = 5.0
     public static let unansweredNOPs: Int32 = 4
