@@ -81,7 +81,7 @@ public final class OriginalImageLog: Sendable {
         }
         self.store = store
         self.settings = settings
-        if let superblock = try Self.existing(in: store) {
+        if let (superblock, isAlone) = try Self.existing(in: store) {
             guard superblock.volume == settings.volume else {
                 throw .otherVolume(found: superblock.volume, expected: settings.volume)
             }
@@ -90,7 +90,7 @@ public final class OriginalImageLog: Sendable {
             case nil, .released: finding = .unused
             case .ended, .void: finding = .retained
             case .open:
-                switch try Self.recover(superblock, store, settings, index) {
+                switch try Self.recover(superblock, isAlone: isAlone, store, settings, index) {
                 case .resumed(let head):
                     finding = .resumed(entries: head.entries)
                     state.withLock { $0.head = head }
@@ -115,9 +115,14 @@ public final class OriginalImageLog: Sendable {
         }
     }
 
-    /// The superblock in force; nil when the store is blank.
-    private static func existing(in store: any BlockStore) throws(LogError) -> LogSuperblock? {
-        do throws(LogError) { return try LogSuperblock.read(from: store)[0] } catch {
+    /// The superblock in force, and whether the other one is not valid; nil when the store is blank.
+    private static func existing(
+        in store: any BlockStore
+    ) throws(LogError) -> (LogSuperblock, isAlone: Bool)? {
+        do throws(LogError) {
+            let found = try LogSuperblock.read(from: store)
+            return (found[0], found.count == 1)
+        } catch {
             guard error == .noValidSuperblock else { throw error }
         }
         let buffer = AlignedBuffer(count: Int(min(LogLimits.blankBytes, store.size)))

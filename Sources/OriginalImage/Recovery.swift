@@ -13,7 +13,8 @@ extension OriginalImageLog {
     /// before copies.
     /// - Throws: only when this cannot be the cache of this volume as it is now.
     static func recover(
-        _ superblock: LogSuperblock, _ store: any BlockStore, _ settings: Settings, _ index: OriginalIndex
+        _ superblock: LogSuperblock, isAlone: Bool, _ store: any BlockStore, _ settings: Settings,
+        _ index: OriginalIndex
     ) throws(LogError) -> Recovery {
         guard let epoch = superblock.epoch else { preconditionFailure("an open epoch has a description") }
         let geometry = superblock.geometry
@@ -30,6 +31,10 @@ extension OriginalImageLog {
         }
         guard superblock.capacity <= store.size else {
             return .lost("the cache is smaller than the \(superblock.capacity) bytes that it had")
+        }
+        guard !isAlone else {
+            // It may have been the one in force, which said that the epoch had ended.
+            return .lost("one of the cache's two superblocks is damaged, or its write was cut short")
         }
         do throws(LogError) { return .resumed(try scan(epoch, store, index)) } catch {
             return .lost("the cache was damaged while no host served it: \(error)")

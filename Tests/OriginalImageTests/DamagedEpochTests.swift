@@ -13,6 +13,8 @@ import Testing
         case headerBeforeMarker
         /// A whole region, headers and originals.
         case region
+        /// The one in force, which says that the epoch has ended; the other one says that it is open.
+        case superblock
         case twoOriginals
         case otherChunkSize
         case smaller
@@ -30,6 +32,10 @@ import Testing
             let log = try OriginalImageLog(store, settings: Fixture.settings())
             _ = try log.mark()
             try store.write([0xFF], at: 8192 + 5 * 4096 + 50)
+        case .superblock:
+            let log = try OriginalImageLog(store, settings: Fixture.settings())
+            _ = try log.end()
+            try store.write([0xFF], at: try LogSuperblock.read(from: store)[0].position + 100)
         case .region: try store.write([UInt8](repeating: 0, count: 5 * 4096), at: 8192)
         case .twoOriginals:
             // Another log's third batch, with a chunk that is here already, behind the first two.
