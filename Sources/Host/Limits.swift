@@ -16,6 +16,9 @@ public enum HostLimits {
     /// Bytes of answers that a control client may leave unread; beyond it nothing more is read of that client. One
     /// answer may come on top.
     public static let unsentAnswerBytes = 256 << 10
+    /// Nanoseconds that another process may keep the control socket's directory locked: hosts that start do it for a
+    /// moment each.
+    public static let directoryLockNanoseconds: UInt64 = 5_000_000_000
     /// Buckets of a latency histogram; the last one counts all from about 17 s.
     public static let latencyBuckets = 26
 }

@@ -1,3 +1,4 @@
+import Blocks
 import Glibc
 
 /// Why a unix socket cannot be served at a path.
@@ -7,6 +8,8 @@ public enum SocketPathError: Error, Hashable, Sendable, CustomStringConvertible 
     /// Something that is not a socket is there.
     case notASocket(String)
     case tooLong(String)
+    /// Another process keeps a lock on the socket's directory.
+    case directoryLocked(String)
     case system(String, path: String, errno: Int32)
 
     public var description: String {
@@ -14,6 +17,8 @@ public enum SocketPathError: Error, Hashable, Sendable, CustomStringConvertible 
         case .inUse(let path): "\(path): another process serves this socket; choose another path or end it"
         case .notASocket(let path): "\(path): exists and is not a socket; choose another path"
         case .tooLong(let path): "\(path): longer than a unix socket's path may be (107 bytes)"
+        case .directoryLocked(let path):
+            "\(path): another process keeps this directory locked (flock); end it, or choose another directory"
         case .system(let what, let path, let errno): "\(path): \(what): \(String(cString: strerror(errno)))"
         }
     }
@@ -22,9 +27,15 @@ public enum SocketPathError: Error, Hashable, Sendable, CustomStringConvertible 
 /// A unix socket that listens at a path with mode 0600 from its first moment.
 enum SocketPath {
     /// Takes the place of a dead socket; never of a live one, and of nothing else.
+    /// - Parameter patience: nanoseconds that another process may keep the directory locked.
     /// - Returns: the listening descriptor, which the caller owns.
-    static func bind(_ path: String) throws(SocketPathError) -> Int32 {
+    static func bind(
+        _ path: String, patience: UInt64 = HostLimits.directoryLockNanoseconds
+    ) throws(SocketPathError) -> Int32 {
         var address = try self.address(path)
+        // Two hosts that start at once must not both find the socket dead: one after the other.
+        let lock = try lockDirectory(of: path, patience)
+        defer { close(lock) }
         try removeDeadSocket(path, &address)
         let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         guard descriptor >= 0 else { throw .system("socket", path: path, errno: errno) }
@@ -37,6 +48,25 @@ enum SocketPath {
             throw .system("cannot listen", path: path, errno: code)
         }
         return descriptor
+    }
+
+    /// - Returns: a descriptor whose closing gives the lock back.
+    private static func lockDirectory(of path: String, _ patience: UInt64) throws(SocketPathError) -> Int32 {
+        let directory = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
+        let lock = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard lock >= 0 else { throw .system("cannot open", path: directory, errno: errno) }
+        let start = MonotonicClock.now
+        while flock(lock, LOCK_EX | LOCK_NB) != 0 {
+            let code = errno
+            if code == EINTR { continue }
+            guard code == EWOULDBLOCK, MonotonicClock.now - start < patience else {
+                close(lock)
+                throw code == EWOULDBLOCK
+                    ? .directoryLocked(directory) : .system("cannot lock", path: directory, errno: code)
+            }
+            usleep(10_000)
+        }
+        return lock
     }
 
     private static func address(_ path: String) throws(SocketPathError) -> sockaddr_un {

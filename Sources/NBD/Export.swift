@@ -54,6 +54,8 @@ public enum NBDServerError: Error, Hashable, Sendable, CustomStringConvertible {
     case notASocket(String)
     /// A running server listens at the path.
     case socketInUse(String)
+    /// Another process keeps a lock on the directory of the unix socket.
+    case directoryLocked(String)
     /// A system call failed; `errno` as of errno(3).
     case system(action: String, subject: String, errno: Int32)
     /// A certificate, key or authority file could not be read or used.
@@ -71,6 +73,8 @@ public enum NBDServerError: Error, Hashable, Sendable, CustomStringConvertible {
             "cannot listen on \(path): a file that is no socket is there; move it away or choose another path"
         case .socketInUse(let path):
             "cannot listen on \(path): a running server listens there; stop it or choose another path"
+        case .directoryLocked(let path):
+            "cannot listen in \(path): another process keeps that directory locked (flock); end it, or choose another"
         case .system(let action, let subject, let errno):
             "cannot \(action) \(subject): \(systemMessage(errno))"
         case .certificate(let reason):

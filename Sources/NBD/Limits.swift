@@ -43,4 +43,7 @@ public enum NBDLimits {
     /// Seconds that a client has to take its last replies when the server shuts down.
     static let lingerSeconds = 5
     static let eventLoops = 4
+    /// Nanoseconds that another process may keep a unix socket's directory locked: servers that start do it for a
+    /// moment each.
+    static let directoryLock: UInt64 = 5_000_000_000
 }

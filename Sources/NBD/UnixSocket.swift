@@ -1,3 +1,4 @@
+import Blocks
 import Glibc
 
 func systemMessage(_ errno: Int32) -> String {
@@ -14,16 +15,26 @@ struct UnixSocket: Sendable {
     private let device: dev_t
     private let inode: ino_t
 
-    /// Listens at `path` and gives the descriptor, close-on-exec and non-blocking. The socket file of a dead server is replaced.
-    static func listen(at path: String) throws(NBDServerError) -> (socket: UnixSocket, descriptor: Int32) {
+    /// Listens at `path` and gives the descriptor, close-on-exec and non-blocking. The socket file of a dead server
+    /// is replaced.
+    /// - Parameter patience: nanoseconds that another process may keep the directory locked.
+    static func listen(
+        at path: String, patience: UInt64 = NBDLimits.directoryLock
+    ) throws(NBDServerError) -> (socket: UnixSocket, descriptor: Int32) {
         guard var address = socketAddress(path) else { throw .pathTooLong(path) }
         // Two servers that start at once must not both find the file stale: one after the other.
         let directory = path.lastIndex(of: "/").map { String(path[...$0]) } ?? "."
         let lock = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
         guard lock >= 0 else { throw .system(action: "open", subject: directory, errno: errno) }
         defer { close(lock) }
-        while flock(lock, LOCK_EX) != 0 {
-            guard errno == EINTR else { throw .system(action: "lock", subject: directory, errno: errno) }
+        let start = MonotonicClock.now
+        while flock(lock, LOCK_EX | LOCK_NB) != 0 {
+            switch errno {
+            case EINTR: continue
+            case EWOULDBLOCK where MonotonicClock.now - start < patience: usleep(10_000)
+            case EWOULDBLOCK: throw .directoryLocked(directory)
+            default: throw .system(action: "lock", subject: directory, errno: errno)
+            }
         }
         try removeStale(path, &address)
         let descriptor = socket(AF_UNIX, kind | Int32(SOCK_NONBLOCK.rawValue), 0)

@@ -1,6 +1,7 @@
 import Agent
 import AsyncIO
 import Glibc
+import Host
 import HostControl
 import NBD
 import OriginalImage
@@ -106,11 +107,23 @@ extension NBDServerError {
         switch self {
         case .nothingToListenOn, .tlsRequired, .pathTooLong: Failure(.usage, description)
         case .notASocket: Failure(.cannotCreate, description)
-        case .socketInUse: Failure(.tryAgain, description)
+        case .socketInUse, .directoryLocked: Failure(.tryAgain, description)
         case .system(_, _, let errno):
             Failure(errno == EACCES || errno == EPERM ? .notPermitted : .cannotCreate, description)
         case .certificate: Failure(.missing, description)
         }
+    }
+}
+
+extension SocketPathError {
+    func failure(control path: String) -> Failure {
+        let status: ExitStatus =
+            switch self {
+            case .inUse, .directoryLocked: .tryAgain
+            case .notASocket, .system: .cannotCreate
+            case .tooLong: .usage
+            }
+        return Failure(status, "cannot serve the control socket \(path): \(self)")
     }
 }
 

@@ -289,6 +289,23 @@ private final class RawClient: @unchecked Sendable {  // one thread sends and on
         }
     }
 
+    @Test func aDirectoryThatStaysLockedIsAnError() throws {
+        let directory = FileManager.default.temporaryDirectory.appendingPathComponent(
+            "c-\(UUID().uuidString.prefix(8))")
+        try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: false)
+        defer { try? FileManager.default.removeItem(at: directory) }  // a temporary directory's loss is none
+        let lock = open(directory.path, O_RDONLY | O_CLOEXEC)
+        defer { close(lock) }
+        #expect(flock(lock, LOCK_EX) == 0)
+        #expect(throws: SocketPathError.directoryLocked(directory.path + "/")) {
+            try SocketPath.bind(directory.path + "/s", patience: 20_000_000)
+        }
+        // A server that starts at the same time holds it for a moment only.
+        let releasing = Worker { flock(lock, LOCK_UN) }
+        close(try SocketPath.bind(directory.path + "/s", patience: 60_000_000_000))
+        releasing.join()
+    }
+
     @Test func pathsThatAreTaken() async throws {
         try await serve { path, _ in
             #expect(throws: SocketPathError.inUse(path)) { try SocketPath.bind(path) }

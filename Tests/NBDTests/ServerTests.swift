@@ -304,4 +304,17 @@ import Testing
             await #expect(throws: NBDServerError.tlsRequired) { try await start(nil, tcp: ("127.0.0.1", 0)) }
         }
     }
+
+    @Test func aDirectoryThatStaysLockedIsAnError() async throws {
+        try await withTemporaryDirectory { directory in
+            let lock = open(directory, O_RDONLY | O_CLOEXEC)
+            defer { close(lock) }
+            #expect(flock(lock, LOCK_EX) == 0)
+            #expect(throws: NBDServerError.directoryLocked(directory + "/")) {
+                try UnixSocket.listen(at: directory + "/s", patience: 20_000_000)
+            }
+            #expect(flock(lock, LOCK_UN) == 0)
+            close(try UnixSocket.listen(at: directory + "/s", patience: 0).descriptor)
+        }
+    }
 }
