@@ -29,15 +29,14 @@ struct HostCommand: AsyncParsableCommand {
     @OptionGroup var options: HostOptions
 
     func validate() throws {
-        if options.tlsCertificate != nil || options.tlsKey != nil || options.tlsCa != nil,
-            options.listen == nil
-        {
+        let tls = [options.tlsCertificate, options.tlsKey, options.tlsCa].compactMap { $0 }
+        guard options.listen != nil || tls.isEmpty else {
             throw ValidationError("--tls-certificate, --tls-key and --tls-ca belong to --listen")
         }
-        if options.listen != nil, options.tlsCertificate == nil || options.tlsKey == nil {
+        guard options.listen == nil || tls.count == 3 else {
             throw ValidationError(
-                "--listen serves TLS only: give --tls-certificate and --tls-key (and --tls-ca to demand "
-                    + "certificates of clients)")
+                "--listen serves TLS only, and only clients that --tls-ca has signed: give --tls-certificate, "
+                    + "--tls-key and --tls-ca")
         }
         if let chunk = options.chunkSize?.bytes {
             guard HostOptions.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
@@ -103,10 +102,15 @@ struct HostOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "When the cache is full or fails: `abandon` the copy, so that applications notice nothing; or "
-                + "`block` writes for up to 30 s, then abandon it.", valueName: "abandon|block"))
+                + "`block` writes for up to 30 s, then abandon it. A write waits for a full cache only while the "
+                + "agent that began the copy is there: nobody else would make room.",
+            valueName: "abandon|block"))
     var onCacheFull = CacheFullPolicy.abandon
 
-    @Option(help: ArgumentHelp("Serve NBD on TCP, too, with TLS.", valueName: "address:port"))
+    @Option(
+        help: ArgumentHelp(
+            "Serve NBD on TCP, too, with TLS, to clients with a certificate of --tls-ca: each may read and write "
+                + "the volume.", valueName: "address:port"))
     var listen: Endpoint?
 
     @Option(help: ArgumentHelp("The host's certificate chain, PEM.", valueName: "file"))
@@ -115,7 +119,10 @@ struct HostOptions: ParsableArguments {
     @Option(help: ArgumentHelp("Its private key, PEM.", valueName: "file"))
     var tlsKey: String?
 
-    @Option(help: ArgumentHelp("Demand a client certificate signed by one of these, PEM.", valueName: "file"))
+    @Option(
+        help: ArgumentHelp(
+            "The authorities, PEM: every client shows a certificate that one of them has signed.",
+            valueName: "file"))
     var tlsCa: String?
 
     @Option(

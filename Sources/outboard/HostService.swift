@@ -77,10 +77,9 @@ final class HostService: Sendable {
     private static func startNBD(
         _ volume: CopyOnWriteVolume, _ options: HostOptions, _ logger: Logger
     ) async throws -> NBDServer {
-        let tls = options.tlsCertificate.flatMap { certificate in
-            options.tlsKey.map {
-                NBDTLSConfiguration(certificateFile: certificate, keyFile: $0, authorityFile: options.tlsCa)
-            }
+        var tls: NBDTLSConfiguration?
+        if let certificate = options.tlsCertificate, let key = options.tlsKey, let authority = options.tlsCa {
+            tls = NBDTLSConfiguration(certificateFile: certificate, keyFile: key, authorityFile: authority)
         }
         return try await NBDServer.start(
             provider: HostExports(volume), unixSocket: options.socket,
@@ -106,7 +105,7 @@ final class HostService: Sendable {
                 socket: options.control, logger: logger,
                 onShutdown: { stop.withLockAndNotify { $0 = true } })
         } catch let error as SocketPathError {
-            throw Failure(.cannotCreate, "cannot serve the control socket \(options.control): \(error)")
+            throw error.failure(control: options.control)
         }
         return HostService(
             place: Place(

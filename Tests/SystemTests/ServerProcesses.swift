@@ -84,12 +84,15 @@ final class BridgeProcess: Sendable {
     var uri: String { "iscsi://\(portal)/\(target)" }
 }
 
-/// One line to a unix socket, one line back.
-enum UnixLine {
-    static func ask(_ path: String, _ line: String) throws -> String {
-        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
+/// A connection to a unix socket: one line there, one line back.
+final class UnixLine {
+    private let descriptor: Int32
+    private let path: String
+
+    init(_ path: String) throws {
+        self.path = path
+        descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         guard descriptor >= 0 else { throw TestFailure("no socket") }
-        defer { close(descriptor) }
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: path.utf8.prefix(107)) }
@@ -99,6 +102,11 @@ enum UnixLine {
             }
         }
         guard connected == 0 else { throw TestFailure("cannot connect to \(path): errno \(errno)") }
+    }
+
+    deinit { close(descriptor) }
+
+    func ask(_ line: String) throws -> String {
         guard write(descriptor, line, line.utf8.count) == line.utf8.count else {
             throw TestFailure("cannot write to \(path)")
         }
@@ -107,6 +115,8 @@ enum UnixLine {
         while read(descriptor, &byte, 1) == 1, byte != UInt8(ascii: "\n") { answer.append(byte) }
         return String(decoding: answer, as: UTF8.self)
     }
+
+    static func ask(_ path: String, _ line: String) throws -> String { try UnixLine(path).ask(line) }
 }
 
 /// Makes a file of `count` bytes that tell their place, so that wrong ones are seen.

@@ -2,7 +2,7 @@ import Foundation
 import TestSupport
 import Testing
 
-/// However `outboard copy` is stopped, what it stopped goes on.
+/// However `outboard copy` or a host is stopped, what it stopped goes on.
 @Suite(.serialized) struct StopTests {
     /// Starts a copy that stands in its first hook, and tells by the pipe when its last one ran.
     private func standing(
@@ -123,5 +123,20 @@ import Testing
             #expect(try haveSameContents(scratch(name), scratch("volume.img")))
         }
         #expect(try contents(scratch("disk")).allSatisfy { $0 == 0 })
+    }
+
+    /// A freeze of one connection, and the shutdown of another.
+    @Test func aShutdownDuringAFreezeThawsAndEnds() throws {
+        let host = try HostProcess(size: 4 << 20)
+        let owner = try UnixLine(host.control)
+        let answer = try owner.ask(
+            #"{"jsonrpc":"2.0","id":1,"method":"volume.freeze","params":{"timeout":300}}"# + "\n")
+        #expect(answer.contains("result"), "\(answer)")
+        #expect(try host.ask("volume.status").contains("\"isFrozen\":true"))
+        let ended = try host.ask("host.shutdown", #"{"force":false}"#)
+        #expect(ended.contains("result"), "\(ended)")
+        #expect(host.process.waitForExit() == .exit(0), "\(host.process.errors)")
+        #expect(host.process.errors.contains("the volume was frozen; it is thawed"), "\(host.process.errors)")
+        withExtendedLifetime(owner) {}
     }
 }

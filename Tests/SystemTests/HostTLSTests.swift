@@ -1,0 +1,85 @@
+import Foundation
+import TestSupport
+import Testing
+
+/// The host on TCP, from the command line: TLS, for those alone whom the authority has signed.
+@Suite(.serialized) struct HostTLSTests {
+    /// Two authorities; of the first a server and a client, of the second a client: directories as libnbd looks for.
+    private func makeCertificates(_ scratch: ScratchDirectory) throws {
+        let script = """
+            set -e
+            cd '\(scratch.path)'
+            authority() {
+                mkdir $1
+                openssl req -x509 -newkey rsa:2048 -nodes -keyout $1/ca-key.pem -out $1/ca-cert.pem -days 2 \
+                    -subj "/CN=Outboard test authority $1" -addext basicConstraints=critical,CA:TRUE \
+                    -addext keyUsage=critical,keyCertSign
+            }
+            sign() {
+                openssl req -newkey rsa:2048 -nodes -keyout $1/$2-key.pem -out $1/$2.csr -subj "/CN=$3"
+                printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nkeyUsage=digitalSignature,keyEncipherment\\nextendedKeyUsage=%s\\n' $4 > $1/$2.ext
+                openssl x509 -req -in $1/$2.csr -CA $1/ca-cert.pem -CAkey $1/ca-key.pem -CAcreateserial -days 2 \
+                    -extfile $1/$2.ext -out $1/$2-cert.pem
+            }
+            authority ours
+            sign ours server localhost serverAuth
+            sign ours client tester clientAuth
+            authority theirs
+            sign theirs client stranger clientAuth
+            # A stranger who trusts the server, and one without any certificate.
+            cp ours/ca-cert.pem theirs/ca-cert.pem
+            mkdir nobody
+            cp ours/ca-cert.pem nobody/
+            """
+        let result = try runProgram("sh", ["-c", script])
+        try #require(result.isSuccess, "\(result)")
+    }
+
+    @Test func clientsOfTheAuthorityAloneAreServed() throws {
+        let scratch = try ScratchDirectory()
+        try makeCertificates(scratch)
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(
+            scratch,
+            options: [
+                "--listen", "127.0.0.1:0", "--tls-certificate", scratch("ours/server-cert.pem"), "--tls-key",
+                scratch("ours/server-key.pem"), "--tls-ca", scratch("ours/ca-cert.pem"),
+            ])
+        let status = try JSONSerialization.jsonObject(with: Data(host.ask("volume.status").utf8))
+        let uris = ((status as? [String: Any])?["result"] as? [String: Any])?["uris"] as? [String]
+        let base = try #require(uris?.first { $0.hasPrefix("nbds://127.0.0.1:") })
+        func uri(_ certificates: String) -> String {
+            base.replacing("127.0.0.1", with: "localhost") + "/?tls-certificates=" + scratch(certificates)
+        }
+        let info = try runProgram("nbdinfo", [uri("ours")])
+        #expect(info.isSuccess && info.output.contains("with TLS"), "\(info)")
+        let copy = try runProgram("nbdcopy", [uri("ours"), scratch("read")])
+        #expect(copy.isSuccess, "\(copy)")
+        #expect(try haveSameContents(scratch("read"), host.source))
+        for refused in [uri("theirs"), uri("nobody"), base.replacing("nbds:", with: "nbd:")] {
+            let result = try runProgram("nbdinfo", [refused])
+            #expect(!result.isSuccess && !result.output.contains("live volume"), "\(refused): \(result)")
+        }
+        // Whoever was turned away has harmed nobody.
+        #expect(try runProgram("nbdinfo", [uri("ours")]).isSuccess)
+        #expect(try runProgram("nbdinfo", [host.uri]).isSuccess)
+        #expect(host.stop() == .exit(0), "\(host.process.errors)")
+    }
+
+    @Test func tcpIsNotServedWithoutAnAuthority() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 1 << 20)
+        let host = [
+            "host", "--source", scratch("volume.img"), "--cache", scratch("c"), "--socket", scratch("s"),
+            "--control", scratch("k"),
+        ]
+        let tls = ["--tls-certificate", "cert.pem", "--tls-key", "key.pem"]
+        for options in [
+            ["--listen", "127.0.0.1:0"] + tls, ["--listen", "127.0.0.1:0"], tls, ["--tls-ca", "x"],
+        ] {
+            let result = try Outboard.run(host + options)
+            #expect(result.status == 64 && result.errors.contains("--tls-ca"), "\(options): \(result)")
+        }
+        #expect(!FileManager.default.fileExists(atPath: scratch("c")))
+    }
+}
