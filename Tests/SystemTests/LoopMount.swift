@@ -32,14 +32,24 @@ final class LoopMount: Sendable {
     }
 
     deinit {
-        // Each of these is needed only where a test failed before: their failures say nothing new.
-        _ = try? runProgram("fsfreeze", ["-u", mountPoint], seconds: 10)
-        // Who was blocked by a freeze holds the mount until it has ended.
-        try? waitUntil("the mount is no longer busy", seconds: 10) {
-            try runProgram("umount", [mountPoint], seconds: 30).isSuccess
-        }
+        Self.unmount(mountPoint)
         _ = try? runProgram("fusermount3", ["-u", "-z", file], seconds: 10)
         fuse.stop()
+    }
+
+    /// Thaws and unmounts, whatever a test has left.
+    static func unmount(_ mountPoint: String) {
+        // Each of these is needed only where something failed before: their failures say nothing new.
+        _ = try? runProgram("fsfreeze", ["-u", mountPoint], seconds: 10)
+        do {
+            // Who was blocked by a freeze holds the mount until it has ended.
+            try waitUntil("the mount is no longer busy", seconds: 10) {
+                try runProgram("umount", [mountPoint], seconds: 30).isSuccess
+            }
+        } catch {
+            // It goes when its last user does.
+            _ = try? runProgram("umount", ["-l", mountPoint], seconds: 30)
+        }
     }
 
     @discardableResult
@@ -114,7 +124,7 @@ final class FileWriter: Sendable {
         content.reserveCapacity(count + line.count)
         while content.count < count { content += line }
         let index = begin(.write, name, content)
-        let descriptor = open("\(directory)/\(name)", O_WRONLY | O_CREAT | O_TRUNC, 0o644)
+        let descriptor = open("\(directory)/\(name)", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
         guard descriptor >= 0 else { throw TestFailure("open \(name): errno \(errno)") }
         defer { close(descriptor) }
         guard Glibc.write(descriptor, content, content.count) == content.count, fsync(descriptor) == 0 else {

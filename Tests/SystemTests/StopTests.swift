@@ -100,10 +100,10 @@ import Testing
                 "--to",
                 scratch("copy"), "--pre-freeze", ": > \(scratch("standing")); : < \(scratch("go"))",
             ])
-        close(open(scratch("standing"), O_RDONLY))
+        close(open(scratch("standing"), O_RDONLY | O_CLOEXEC))
         copy.signal(SIGHUP)
         // A copy that is stopped ends its hook, which then never opens its end.
-        let go = open(scratch("go"), O_RDWR)
+        let go = open(scratch("go"), O_RDWR | O_CLOEXEC)
         defer { close(go) }
         #expect(copy.waitForExit() == .exit(0), "\(copy.errors)")
     }

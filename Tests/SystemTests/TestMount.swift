@@ -27,13 +27,7 @@ final class TestMount: Sendable {
         try LoopMount.succeed("mount", ["-o", "loop", scratch("ext4.img"), path])
     }
 
-    deinit {
-        // Each of these is needed only where a test failed before: their failures say nothing new.
-        _ = try? runProgram("fsfreeze", ["-u", path], seconds: 10)
-        try? waitUntil("the mount is no longer busy", seconds: 10) {
-            try runProgram("umount", [path], seconds: 30).isSuccess
-        }
-    }
+    deinit { LoopMount.unmount(path) }
 
     func callAsFunction(_ name: String) -> String { path + "/" + name }
 
