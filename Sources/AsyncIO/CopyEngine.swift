@@ -317,13 +317,16 @@ public final class CopyEngine {
 
     /// Through the queue; by the calling thread where the file system refuses that.
     private func sync(_ file: StorageFile) throws(CopyFailure) {
-        blocks[0].prepareFlush(descriptor: file.bufferedDescriptor, tag: 0)
-        queue[0] = blocks
-        var outcome = submitFlush()
-        if case .failure(let error) = outcome, [EINVAL, EOPNOTSUPP, EAGAIN].contains(error.code) {
-            repeat { outcome = system.fdatasync(file.bufferedDescriptor) } while outcome.isInterrupted
+        let failure = file.flushes.flush {
+            blocks[0].prepareFlush(descriptor: file.bufferedDescriptor, tag: 0)
+            queue[0] = blocks
+            var outcome = submitFlush()
+            if case .failure(let error) = outcome, [EINVAL, EOPNOTSUPP, EAGAIN].contains(error.code) {
+                repeat { outcome = system.fdatasync(file.bufferedDescriptor) } while outcome.isInterrupted
+            }
+            return outcome
         }
-        if case .failure(let error) = outcome {
+        if let error = failure {
             throw CopyFailure(
                 reason: .flush, segment: progress.segmentsCompleted, offset: 0, errno: error.code,
                 path: file.path)

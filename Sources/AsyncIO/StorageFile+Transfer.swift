@@ -70,7 +70,14 @@ extension StorageFile {
     }
 
     func sync() throws(StoreError) {
-        _ = try retrying { system.fdatasync(bufferedDescriptor) }
+        let failure = flushes.flush {
+            while true {
+                let outcome = system.fdatasync(bufferedDescriptor)
+                if case .failure(let error) = outcome, error.code == EINTR { continue }
+                return outcome
+            }
+        }
+        if let failure { throw StoreError(failure) }
     }
 
     public func prefetch(_ range: ByteRange) throws(StoreError) {
@@ -235,7 +242,11 @@ extension StorageFile {
             case .failure(let error) where durableByCall && error.code == EOPNOTSUPP:
                 durableByCall = false
                 continue
-            case .failure(let error): throw StoreError(error)
+            case .failure(let error):
+                // Through the page cache, it may be what became of others' data that is told here, once.
+                let failure = StoreError(error)
+                if durableByCall, fd == bufferedDescriptor, failure.code == .io { flushes.lose(error) }
+                throw failure
             }
             guard written > 0 else { throw StoreError(.io, errno: EIO) }
             cursor.advance(written)

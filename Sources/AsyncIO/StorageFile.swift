@@ -47,6 +47,9 @@ public struct StorageIdentity: Hashable, Sendable {
 /// this store to the same block. (Another process that writes a different part of the same block at that
 /// moment is not seen: that is what locks are for.) The last bytes of a file whose size is not a multiple of
 /// ``alignment`` are written through the page cache.
+///
+/// After a flush has failed, all that follow fail: what the system could not write it forgets, and a later flush
+/// that succeeded would hide that. Open the file again to go on.
 public final class StorageFile: BlockStore {
     public let path: String
     public let size: UInt64
@@ -70,6 +73,7 @@ public final class StorageFile: BlockStore {
     let bufferedDescriptor: Int32
     let mode: StorageMode
     let ranges = RangeLock()
+    let flushes = FlushQueue()
     let system: SystemCalls
     private let isClosed = Atomic(false)
 

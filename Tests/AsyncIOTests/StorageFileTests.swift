@@ -226,6 +226,89 @@ import Testing
         }
     }
 
+    /// The system tells once that data were lost, to whoever asks first; all others must hear of it, too.
+    @Test func whatAFlushLostStaysLost() throws {
+        let scratch = ScratchDirectory()
+        let bytes = [UInt8](repeating: 1, count: 4096)
+        let failing = Monitor(0)
+        @Sendable func fail() -> Bool {
+            failing.withLock { left in
+                left -= 1
+                return left == 0
+            }
+        }
+        var system = SystemCalls.live
+        let live = SystemCalls.live
+        system.fdatasync = { fail() ? .failure(Errno(EIO)) : live.fdatasync($0) }
+        system.pwritev = { fd, vectors, offset, durable in
+            durable && fail() ? .failure(Errno(EIO)) : live.pwritev(fd, vectors, offset, durable)
+        }
+        system.ioSubmit = { context, count, blocks in
+            blocks[0]!.pointee.aio_lio_opcode == 3 && fail()
+                ? .failure(Errno(EIO)) : live.ioSubmit(context, count, blocks)
+        }
+        let lost = StoreError(.io, errno: EIO)
+        let source = try StorageFile.open(
+            scratch.file("source", size: 8192), access: .readOnly, mode: .pageCache, lock: .none)
+        for way in 0..<3 {
+            let path = scratch.file("f\(way)", size: 64 << 10)
+            let file = try StorageFile(
+                path, access: .readWrite, mode: .pageCache, lock: .none, minimumSize: nil, system: system)
+            let engine = try CopyEngine(depth: 1, chunkSize: 4096, system: system)
+            let copy = [
+                CopySegment(source: source, sourceOffset: 0, target: file, targetOffset: 0, length: 4096)
+            ]
+            try file.write(bytes, at: 0)
+            try file.flush()
+            failing.withLock { $0 = 1 }
+            switch way {
+            case 0: #expect(throws: lost) { try file.flush() }
+            case 1: #expect(throws: lost) { try file.write(bytes, at: 0, durable: true) }
+            default: #expect(throws: CopyFailure.self) { try engine.run(copy, flush: true) }
+            }
+            #expect(throws: lost) { try file.flush() }
+            #expect(throws: lost) {
+                try file.writeZeroes(ByteRange(offset: 0, count: 4096), options: .durable)
+            }
+            #expect(throws: CopyFailure.self) { try engine.run(copy, flush: true) }
+            // What needs no promise goes on.
+            try file.write(bytes, at: 4096)
+            #expect(try file.bytes(at: 4096, count: 4096) == bytes)
+        }
+    }
+
+    /// Those who flush at the same time hear the same.
+    @Test func flushesAtOnceShareWhatTheyHear() throws {
+        let scratch = ScratchDirectory()
+        let gate = Monitor<(calls: Int, isOpen: Bool)>((0, false))
+        var system = SystemCalls.live
+        system.fdatasync = { _ in
+            let isFirst = gate.withLockAndNotify { gate -> Bool in
+                gate.calls += 1
+                return gate.calls == 1
+            }
+            // The second is through before the first has told what happened.
+            if isFirst { gate.wait { $0.isOpen ? () : nil } }
+            return isFirst ? .failure(Errno(EIO)) : .success(0)
+        }
+        let file = try StorageFile(
+            scratch.file("f", size: 4096), access: .readWrite, mode: .pageCache, lock: .none,
+            minimumSize: nil, system: system)
+        let outcomes = Monitor<[Bool]>([])
+        for _ in 0..<2 {
+            BlockingThread.start {
+                var isGood = true
+                do throws(StoreError) { try file.flush() } catch { isGood = false }
+                outcomes.withLockAndNotify { $0.append(isGood) }
+            }
+        }
+        gate.wait { $0.calls > 0 ? () : nil }
+        // A flush that did not wait for the first would be through by now or soon.
+        _ = outcomes.wait(nanoseconds: 200_000_000) { $0.isEmpty ? nil : () }
+        gate.withLockAndNotify { $0.isOpen = true }
+        #expect(outcomes.wait { $0.count == 2 ? $0 : nil } == [false, false])
+    }
+
     /// A new file is flushed, and then the directory that has its name; what cannot be flushed is not there.
     @Test func aNewFilesNameIsFlushed() throws {
         let scratch = ScratchDirectory()
