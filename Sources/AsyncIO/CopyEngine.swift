@@ -287,7 +287,8 @@ public final class CopyEngine {
                 piece.sequence,
                 CopyFailure(
                     reason: isWrite ? .write : .read, segment: piece.segment,
-                    offset: (isWrite ? piece.targetOffset : piece.sourceOffset) + done, errno: code,
+                    offset: (isWrite ? piece.targetOffset : piece.sourceOffset) + done,
+                    writtenUpTo: piece.targetOffset + (isWrite ? done : 0), errno: code,
                     path: isWrite ? piece.target.path : piece.source.path)
             )
         }

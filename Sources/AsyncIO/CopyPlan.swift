@@ -58,6 +58,9 @@ public struct CopyFailure: Error, Hashable, Sendable, CustomStringConvertible {
     public var segment: Int
     /// Bytes: where in the source (read) or the target (write) it failed.
     public var offset: UInt64
+    /// Bytes: where in the target of a segment that failed all is written up to, from the segment's start (in one
+    /// that runs backwards, because it overlaps itself, from there to its end). 0 when cancelled or flushing.
+    public var writtenUpTo: UInt64 = 0
     /// The system's error number; 0 when cancelled.
     public var errno: Int32
     /// The path it failed on.

@@ -42,16 +42,10 @@ extension BridgeDevice {
                 record.cancel()
                 return false
             }
-            // The pieces of the failed segment and of those behind it that were not written.
-            var before: UInt64 = 0
-            var through: UInt64 = 0
-            for piece in plan.pieces where piece.segment <= error.segment {
-                through += piece.count
-                if piece.segment < error.segment { before += piece.count }
-            }
-            let written = min(max(record.bytesWritten, before), through)
+            // Not from the bytes written in all: those of later segments may be among them.
+            let whole = plan.pieces.reduce(UInt64(0)) { $0 + ($1.segment == error.segment ? $1.count : 0) }
             throw CheckCondition(
-                SenseTable.sense(copy: error.segment, error.reason, residue: through - written))
+                SenseTable.sense(copy: error.segment, error.reason, residue: whole - error.written))
         }
         record.processed(segments: plan.segmentCount)
         record.finish()

@@ -14,6 +14,8 @@ struct MoveFailure: Error {
     var reason: Reason
     /// The segment that was being processed.
     var segment: Int
+    /// Bytes at that segment's start that are written for certain; others behind them may be.
+    var written: UInt64 = 0
 }
 
 /// What a running copy asks and tells: whether it shall end, and how far it is.
@@ -105,18 +107,19 @@ struct EngineMover: CopyMover {
         while index < plan.pieces.count {
             let end = plan.pieces[index...].firstIndex { !$0.suitsEngine } ?? plan.pieces.count
             if end > index {
-                try run(engine, plan.pieces[index..<end], control)
+                try run(engine, plan, index..<end, control)
                 index = end
             } else {
-                try serial.move(plan.pieces[index], control)
+                try serial.move(plan, index, control)
                 index += 1
             }
         }
     }
 
     private func run(
-        _ engine: CopyEngine, _ pieces: ArraySlice<CopyPiece>, _ control: CopyControl
+        _ engine: CopyEngine, _ plan: CopyPlan, _ range: Range<Int>, _ control: CopyControl
     ) throws(MoveFailure) {
+        let pieces = plan.pieces[range]
         let progress = CopyProgress()
         control.record.follow(progress, segments: pieces.map(\.segment))
         defer { control.record.settle() }
@@ -125,14 +128,19 @@ struct EngineMover: CopyMover {
                 pieces.lazy.map(\.engineSegment), flush: false, progress: progress,
                 isCancelled: control.isCancelled)
         } catch {
-            let segment = pieces[min(pieces.startIndex + error.segment, pieces.endIndex - 1)].segment
-            switch error.reason {
-            case .cancelled: throw MoveFailure(reason: .cancelled, segment: segment)
-            case .read:
-                throw MoveFailure(reason: .store(StoreError(system: error.errno), .read), segment: segment)
-            case .write, .flush:
-                throw MoveFailure(reason: .store(StoreError(system: error.errno), .write), segment: segment)
-            }
+            let index = min(pieces.startIndex + error.segment, pieces.endIndex - 1)
+            let piece = pieces[index]
+            let reason: MoveFailure.Reason =
+                switch error.reason {
+                case .cancelled: .cancelled
+                case .read: .store(StoreError(system: error.errno), .read)
+                case .write, .flush: .store(StoreError(system: error.errno), .write)
+                }
+            // One that overlaps itself may have been begun at its end.
+            let isCounted = reason != .cancelled && !piece.overlapsItself
+            let written = isCounted ? error.writtenUpTo - piece.targetOffset : 0
+            throw MoveFailure(
+                reason: reason, segment: piece.segment, written: plan.bytesOfSegment(before: index) + written)
         }
     }
 }
@@ -167,16 +175,18 @@ extension StoreError {
 /// One piece after another through one buffer: the order is the plan's by itself.
 struct SerialMover: CopyMover {
     func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure) {
-        let mover = SerialPiece(control)
-        for piece in plan.pieces {
-            control.record.processed(segments: piece.segment)
-            try mover.move(piece)
-        }
+        for index in plan.pieces.indices { try move(plan, index, control) }
     }
 
-    func move(_ piece: CopyPiece, _ control: CopyControl) throws(MoveFailure) {
+    /// Moves one piece.
+    func move(_ plan: CopyPlan, _ index: Int, _ control: CopyControl) throws(MoveFailure) {
+        let piece = plan.pieces[index]
         control.record.processed(segments: piece.segment)
-        try SerialPiece(control).move(piece)
+        do throws(MoveFailure) { try SerialPiece(control).move(piece) } catch {
+            var failure = error
+            failure.written += plan.bytesOfSegment(before: index)
+            throw failure
+        }
     }
 }
 
@@ -201,7 +211,10 @@ struct SerialPiece: ~Copyable {
             if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: piece.segment) }
             let count = min(UInt64(buffer.count), piece.count - done)
             let offset = backwards ? piece.count - done - count : done
-            try step(piece, offset, Int(count))
+            do throws(MoveFailure) { try step(piece, offset, Int(count)) } catch {
+                throw MoveFailure(
+                    reason: error.reason, segment: error.segment, written: backwards ? 0 : done)
+            }
             done += count
             control.record.wrote(count)
         }

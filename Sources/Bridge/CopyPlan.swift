@@ -46,6 +46,11 @@ struct CopyPlan: Sendable {
         }
         for piece in pieces { totalBytes += piece.count }
     }
+
+    /// Bytes of the pieces that come before that at `index` in its segment.
+    func bytesOfSegment(before index: Int) -> UInt64 {
+        pieces[..<index].reversed().prefix { $0.segment == pieces[index].segment }.reduce(0) { $0 + $1.count }
+    }
 }
 
 /// A CSCD descriptor and the unit that it names.

@@ -1,6 +1,7 @@
 import AsyncIO
 import Blocks
 import Foundation
+import Glibc
 import SCSI
 import TestSupport
 import Testing
@@ -218,6 +219,51 @@ private final class Running: Sendable {
             device.close()
             let source = try contents(directory, 0)
             for unit in 1..<5 { #expect(try contents(directory, unit) == source) }
+        }
+    }
+
+    /// What later segments have done already is not counted for the one that failed. Needs root, to mount a
+    /// tmpfs that fills.
+    @Test func aFailedSegmentsResidueIsItsOwn() throws {
+        try withFiles(0) { directory in
+            let place = "\(directory)/full"
+            #expect(mkdir(place, 0o700) == 0)
+            guard getuid() == 0, mount("none", place, "tmpfs", 0, "size=9m") == 0 else {
+                print("SKIPPED aFailedSegmentsResidueIsItsOwn: no tmpfs can be mounted here (errno \(errno))")
+                return
+            }
+            defer { umount(place) }
+            // 3 MiB of the target have their space, the first has none and gets none.
+            let mebibyte = 1 << 20
+            try Data(count: 4 * mebibyte).write(to: URL(fileURLWithPath: "\(place)/source"))
+            let file = open("\(place)/target", O_RDWR | O_CREAT, 0o600)
+            #expect(ftruncate(file, off_t(4 * mebibyte)) == 0)
+            #expect(posix_fallocate(file, off_t(mebibyte), off_t(3 * mebibyte)) == 0)
+            close(file)
+            let filler = open("\(place)/filler", O_RDWR | O_CREAT, 0o600)
+            let zeros = [UInt8](repeating: 0, count: 4096)
+            while write(filler, zeros, zeros.count) > 0 {}
+            close(filler)
+            let device = try BridgeDevice(
+                units: [
+                    BridgeUnit(number: 0, path: "\(place)/source", readOnly: true),
+                    BridgeUnit(number: 1, path: "\(place)/target"),
+                ], logger: Bench.quiet)
+            defer { device.close() }
+            let bench = Bench(device: device)
+            let blocks = UInt64(mebibyte / 512)
+            let list = CopyParameterList(
+                listIdentifier: 1, cscds: [bench.cscd(0), bench.cscd(1)],
+                segments: (0..<4).map {
+                    SegmentDescriptor(
+                        source: 0, sourceLBA: LBA($0 * blocks), destination: 1,
+                        destinationLBA: LBA($0 * blocks),
+                        amount: .blocks(UInt16(blocks), ofDestination: false))
+                })
+            let sense = try #require(bench.copy(list).senseData)
+            #expect(sense.code == .spaceAllocationFailedWriteProtect)
+            #expect(sense.commandSpecificInformation ?? 0 == 0)
+            #expect(sense.information.map { $0 == UInt64(mebibyte) } == true, "\(sense)")
         }
     }
 
