@@ -5,7 +5,7 @@ import SCSI
 protocol RegisteredSession: AnyObject, Sendable {
     /// Ends the session as soon as it can; does not wait for it.
     func terminate(why: String)
-    /// Aborts its tasks, then calls `done`; on any thread.
+    /// Aborts its tasks, and calls `done` when they have ended; on any thread.
     func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void)
 }
 
@@ -29,6 +29,9 @@ final class SessionRegistry: Sendable {
 
     /// Time for an old session of the same name to end, nanoseconds.
     private static let reinstatementNanoseconds: UInt64 = 10_000_000_000
+
+    /// Time for other sessions' tasks to end once they are aborted, nanoseconds.
+    private static let abortNanoseconds: UInt64 = 60_000_000_000
 
     private let state = Monitor(State())
 
@@ -55,15 +58,15 @@ final class SessionRegistry: Sendable {
         }
     }
 
-    /// Aborts tasks of all sessions but one, and waits until that is done (bounded). Blocks.
-    func abortTasks(_ scope: ResetScope, except own: any RegisteredSession) {
+    /// Aborts tasks of all sessions but one, and waits until they have ended (bounded). Blocks.
+    /// - Returns: false when some have not.
+    func abortTasks(_ scope: ResetScope, except own: any RegisteredSession) -> Bool {
         let others = state.withLock { $0.sessions.values.map(\.session).filter { $0 !== own } }
         let left = Monitor(others.count)
         for session in others {
             session.abortTasks(scope) { left.withLockAndNotify { $0 -= 1 } }
         }
-        // A session that dies in between no longer answers, nor does it need to.
-        _ = left.wait(nanoseconds: Self.reinstatementNanoseconds) { $0 == 0 ? true : nil }
+        return left.wait(nanoseconds: Self.abortNanoseconds) { $0 == 0 ? true : nil } ?? false
     }
 
     /// No more sessions from now on.

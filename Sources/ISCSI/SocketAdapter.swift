@@ -89,6 +89,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     /// The peer is being held back.
     private var isReadPaused = false
     private var isInactive = false
+    /// Who waits for tasks of this session to end, and for which.
+    private var waiting: [(tags: Set<UInt32>, done: @Sendable () -> Void)] = []
+    /// Who waits for the session to end as a whole.
+    private let ending = Monitor<(isOver: Bool, waiting: [@Sendable () -> Void])>((false, []))
     private let completions = Monitor<[(tag: UInt32, outcome: SCSIOutcome)]>([])
 
     init(channel: any Channel, shared: TargetShared) {
@@ -144,21 +148,45 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         loginTimeout?.cancel()
         connection.disconnected()
         pool?.stop()
+        // The tasks are forgotten, but what the device is at ends only with the threads.
+        for waiter in waiting { whenOver(waiter.done) }
+        waiting = []
         endNexus()
     }
 
     /// Tells the device that the nexus is lost, on a thread of its own, since that may block.
     private func endNexus() {
-        guard let nexus, let key else { return shared.ended(self) }
+        guard let nexus, let key else {
+            isOver()
+            return shared.ended(self)
+        }
         let end: @Sendable () -> Void = { [self, shared, pool] in
             shared.device.closeNexus(nexus)
             // The session has ended when nothing of it runs any more.
             pool?.waitUntilEnded()
+            isOver()
             shared.registry.leave(key, self)
             shared.ended(self)
         }
         // Without a thread to give, it is better told late for others than never.
         if !BlockingThread.start(end) { end() }
+    }
+
+    /// Calls `done` when nothing of this session runs any more.
+    private func whenOver(_ done: @escaping @Sendable () -> Void) {
+        let isOver = ending.withLock { ending in
+            if !ending.isOver { ending.waiting.append(done) }
+            return ending.isOver
+        }
+        if isOver { done() }
+    }
+
+    private func isOver() {
+        let waiting = ending.withLock { ending in
+            defer { ending = (true, []) }
+            return ending.waiting
+        }
+        for done in waiting { done() }
     }
 
     // MARK: Actions
@@ -274,13 +302,21 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
                 return list
             }
             perform(batch.flatMap { connection.completed($0.tag, $0.outcome) })
+            guard !waiting.isEmpty else { return }
+            for index in waiting.indices { waiting[index].tags.subtract(batch.map(\.tag)) }
+            let ended = waiting.filter(\.tags.isEmpty)
+            waiting.removeAll(where: \.tags.isEmpty)
+            for waiter in ended { waiter.done() }
         }
     }
 
     private func reset(_ tag: UInt32, _ scope: ResetScope) {
         guard let nexus else { return }
-        let work: @Sendable () -> Void = { [self, shared] in
-            shared.registry.abortTasks(scope, except: self)
+        let work: @Sendable () -> Void = { [self, shared, logger] in
+            guard shared.registry.abortTasks(scope, except: self) else {
+                logger.error("a reset is rejected: a task of another session does not end")
+                return loop.execute { self.perform(self.connection.resetDone(tag, isComplete: false)) }
+            }
             switch scope {
             case .taskSet: break
             case .logicalUnit(let unit): shared.device.resetLogicalUnit(unit, from: nexus)
@@ -326,8 +362,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void) {
         loop.execute { [self] in
+            if isInactive { return whenOver(done) }
             perform(connection.abortTasks(scope))
-            done()
+            let tags = connection.executing(scope)
+            if tags.isEmpty { done() } else { waiting.append((tags, done)) }
         }
     }
 }

@@ -75,9 +75,20 @@ extension TargetConnection {
         }
     }
 
+    /// Tasks in the device server's hands that a reset or clear concerns.
+    func executing(_ scope: ResetScope) -> Set<UInt32> {
+        Set(tasks.filter { $0.value.phase == .executing && scope.concerns($0.value.lun) }.map(\.key))
+    }
+
     /// The device's part of a reset is done.
-    mutating func resetDone(_ tag: UInt32) -> [Action] {
+    /// - Parameter isComplete: false when tasks of other sessions did not end.
+    mutating func resetDone(_ tag: UInt32, isComplete: Bool = true) -> [Action] {
         guard isLoggedIn, functions[tag] != nil else { return [] }
+        guard isComplete else {
+            functions[tag] = nil
+            respond(tag, .rejected)
+            return takeActions()
+        }
         functions[tag]?.awaitsDevice = false
         if functions[tag]?.isDone == true { end(tag) }
         return takeActions()

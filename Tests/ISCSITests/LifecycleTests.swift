@@ -156,6 +156,31 @@ final class RawSocket {
         await target.shutdown()
     }
 
+    /// Whoever resets a unit may write it afterwards: nothing of other sessions may still be under way then,
+    /// whether they live on or die meanwhile.
+    @Test(arguments: [false, true])
+    func aResetWaitsForWhatOtherSessionsHaveUnderWay(dies: Bool) async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let victim = try RawSocket(port: target.port)
+        try victim.logIn()
+        var its = Peer()
+        victim.send(its.command(0, [MemoryDevice.lingerCode, 0, 0, 0, 0, 0, 0, 0, 0, 0]))
+        #expect(device.state.wait(nanoseconds: 20_000_000_000) { $0.hanging == 1 ? true : nil } == true)
+        let other = try RawSocket(port: target.port)
+        var login = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
+        login.lun = 0x8000_0099_0000_0000
+        other.send(login)
+        #expect(try other.receive()?[half: 36] == 0)
+        var peer = Peer()
+        other.send(peer.request(Opcode.taskManagementRequest, 9, flags: 0x85, immediate: true))
+        if dies { victim.drop() }
+        let answer = try #require(try other.receive())
+        #expect(answer.opcode == Opcode.taskManagementResponse && answer[byte: 2] == 0)
+        #expect(device.state.withLock { $0.resets.count == 1 && !$0.wasResetTooEarly })
+        await target.shutdown()
+    }
+
     @Test func aPeerThatDoesNotReadIsHeldBackAndHarmsNobody() async throws {
         let device = MemoryDevice()
         let target = try await Self.start(device)

@@ -15,10 +15,14 @@ final class MemoryDevice: SCSITargetDevice {
         /// Commands that hang in ``hangCode`` until they are aborted or the gate opens.
         var hanging = 0
         var isGateOpen = false
+        /// A reset came while a command that it concerns still ran.
+        var wasResetTooEarly = false
     }
 
     /// A vendor-specific 6-byte command that waits for the gate or its abort.
     static let hangCode: UInt8 = 0x02
+    /// One that goes on for some time after its abort, as a copy with requests in flight does.
+    static let lingerCode: UInt8 = 0x22
     static let blockLength = 512
     let state: Monitor<State>
 
@@ -47,6 +51,16 @@ final class MemoryDevice: SCSITargetDevice {
     func execute(_ task: SCSITask) -> SCSIOutcome {
         state.withLockAndNotify { $0.executed += 1 }
         if task.cdb[0] == Self.hangCode { return hang(task) }
+        if task.cdb[0] == Self.lingerCode {
+            _ = hang(task)
+            // For what must not come, there is no event to wait for: so long it is given.
+            _ = state.wait(nanoseconds: 200_000_000) { state -> Void? in
+                if state.resets.isEmpty { return nil }
+                state.wasResetTooEarly = true
+                return ()
+            }
+            return .good
+        }
         do throws(CheckCondition) {
             let command = try Command(decoding: task.cdb)
             if case .reportLUNs = command { return SCSIOutcome(status: .good, dataIn: Self.units) }
