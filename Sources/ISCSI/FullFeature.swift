@@ -18,16 +18,20 @@ extension TargetConnection {
     private mutating func handleNumbered(_ pdu: PDU) throws(ProtocolViolation) {
         if pdu.isImmediate { return try take(pdu) }
         // Outside the window: ignored without a word (RFC 7143 §4.2.2.1).
-        let ahead = pdu.cmdSN &- expCmdSN
-        guard ahead < maxCmdSN &- expCmdSN &+ 1, early[pdu.cmdSN] == nil else { return }
-        if ahead > 0 {
-            guard early.count < ISCSILimits.commandsPerSession else { return }
-            // Its unsolicited data may follow at once, so a command is known from now on.
-            if pdu.opcode == Opcode.scsiCommand { try register(pdu) }
+        guard windowHas(pdu.cmdSN), early[pdu.cmdSN] == nil else { return }
+        // Its unsolicited data may follow at once, so a command is known from now on.
+        if pdu.opcode == Opcode.scsiCommand { try register(pdu) }
+        try arrive(pdu)
+    }
+
+    func windowHas(_ cmdSN: UInt32) -> Bool { cmdSN &- expCmdSN < maxCmdSN &- expCmdSN &+ 1 }
+
+    /// What is within the window is taken when its turn comes.
+    mutating func arrive(_ pdu: PDU) throws(ProtocolViolation) {
+        guard pdu.cmdSN == expCmdSN else {
             early[pdu.cmdSN] = pdu
             return
         }
-        if pdu.opcode == Opcode.scsiCommand { try register(pdu) }
         var next: PDU? = pdu
         while let current = next {
             expCmdSN &+= 1
@@ -49,7 +53,7 @@ extension TargetConnection {
             queueTask(pdu)
             admitTasks()
         case Opcode.nopOut: try handleNOP(pdu)
-        case Opcode.taskManagementRequest: manageTasks(pdu)
+        case Opcode.taskManagementRequest: try manageTasks(pdu)
         case Opcode.textRequest: try handleText(pdu)
         case Opcode.logoutRequest: handleLogout(pdu)
         default: preconditionFailure("not a numbered request")

@@ -2,7 +2,7 @@ import SCSI
 
 /// Task management (RFC 7143 §11.5, §4.2.3.3). A function is answered when every task it concerns has ended.
 extension TargetConnection {
-    mutating func manageTasks(_ pdu: PDU) {
+    mutating func manageTasks(_ pdu: PDU) throws(ProtocolViolation) {
         let tag = pdu.initiatorTaskTag
         guard tag != reservedTag, tasks[tag] == nil, functions[tag] == nil else {
             return reject(pdu, .taskInProgress)
@@ -12,22 +12,40 @@ extension TargetConnection {
         }
         let lun = LogicalUnitNumber(rawValue: pdu.lun)
         switch TaskManagement.Function(rawValue: pdu.flags & 0x7F) {
-        case .abortTask: abortTask(pdu)
-        case .abortTaskSet: begin(tag, tasks.filter { $0.value.lun == lun }.map(\.key), nil)
-        case .clearTaskSet: begin(tag, tasks.filter { $0.value.lun == lun }.map(\.key), .taskSet(lun))
-        case .logicalUnitReset:
-            begin(tag, tasks.filter { $0.value.lun == lun }.map(\.key), .logicalUnit(lun))
-        case .targetWarmReset: begin(tag, Array(tasks.keys), .target)
+        case .abortTask: try abortTask(pdu)
+        case .abortTaskSet: begin(tag, concerned(pdu) { $0.lun == lun }, nil)
+        case .clearTaskSet: begin(tag, concerned(pdu) { $0.lun == lun }, .taskSet(lun))
+        case .logicalUnitReset: begin(tag, concerned(pdu) { $0.lun == lun }, .logicalUnit(lun))
+        case .targetWarmReset: begin(tag, concerned(pdu) { _ in true }, .target)
         case .taskReassign: respond(tag, .reassignmentNotSupported)
         case .clearACA, .targetColdReset, nil: respond(tag, .notSupported)
         }
     }
 
-    private mutating func abortTask(_ pdu: PDU) {
+    /// The tasks that come before the function: a numbered one may find others behind it that arrived early.
+    private func concerned(_ pdu: PDU, _ isMeant: (SessionTask) -> Bool) -> [UInt32] {
+        tasks.filter { _, task in
+            (pdu.isImmediate || task.isImmediate || task.hasTurn) && isMeant(task)
+        }.map(\.key)
+    }
+
+    private mutating func abortTask(_ pdu: PDU) throws(ProtocolViolation) {
         let referenced = pdu.targetTransferTag
         if tasks[referenced] != nil { return begin(pdu.initiatorTaskTag, [referenced], nil) }
-        // Not there: it is done already, or has never come (RFC 7143 §11.6.1).
-        respond(pdu.initiatorTaskTag, .taskDoesNotExist)
+        // Not there: it is done already, or has never come. Then the function stands for it: its number counts as
+        // received, so that those behind it have their turn (RFC 7143 §11.6.1).
+        let number = pdu[word: 32]
+        guard windowHas(number), Int32(bitPattern: number &- pdu.cmdSN) < 0 else {
+            return respond(pdu.initiatorTaskTag, .taskDoesNotExist)
+        }
+        if early[number] == nil {
+            var nothing = PDU(Opcode.nopOut)
+            nothing.isImmediate = true
+            nothing.initiatorTaskTag = reservedTag
+            nothing.cmdSN = number
+            try arrive(nothing)
+        }
+        respond(pdu.initiatorTaskTag, .complete)
     }
 
     private mutating func begin(_ tag: UInt32, _ concerned: [UInt32], _ scope: ResetScope?) {

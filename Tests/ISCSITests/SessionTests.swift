@@ -189,6 +189,52 @@ import Testing
         #expect(peer.connection.windowUse == 0 && peer.connection.heldBytes == 0)
     }
 
+    /// RFC 7143 §11.6.1: an abort stands for the command that has not come, whose turn is then over.
+    @Test func anAbortStandsForACommandThatHasNotCome() {
+        var peer = Peer.loggedIn()
+        let lost = peer.command(1, Self.tur)
+        peer.send(peer.command(2, Self.tur))
+        #expect(peer.executing.isEmpty)
+        func abort(_ tag: UInt32, of cmdSN: UInt32) -> [UInt8] {
+            var abort = peer.request(Opcode.taskManagementRequest, tag, flags: 0x81, immediate: true)
+            abort.targetTransferTag = 1
+            abort[word: 32] = cmdSN
+            peer.send(abort)
+            return peer.take().map { $0[byte: 2] }
+        }
+        // Not before the abort itself, and not within the window.
+        #expect(abort(10, of: peer.cmdSN) == [1] && abort(11, of: lost.cmdSN &- 1) == [1])
+        #expect(peer.executing.isEmpty)
+        #expect(abort(12, of: lost.cmdSN) == [0])
+        #expect(peer.executing.map(\.tag) == [2])
+        // Should it come after all, it is not executed.
+        peer.send(lost)
+        #expect(peer.executing.map(\.tag) == [2] && peer.take().isEmpty && peer.closed == nil)
+        #expect(abort(13, of: lost.cmdSN) == [1])
+        // Ahead of its turn, too.
+        let next = peer.command(3, Self.tur)
+        let behind = peer.command(1, Self.tur)
+        #expect(abort(14, of: behind.cmdSN) == [0])
+        peer.send(behind)
+        peer.send(next)
+        peer.send(peer.command(4, Self.tur))
+        #expect(peer.executing.map(\.tag) == [2, 3, 4] && peer.connection.windowUse == 3)
+    }
+
+    /// A numbered function concerns what comes before it, not what has arrived early.
+    @Test func aNumberedFunctionSparesWhatComesBehindIt() {
+        var peer = Peer.loggedIn()
+        peer.send(peer.command(1, Self.tur))
+        let clear = peer.request(Opcode.taskManagementRequest, 10, flags: 0x82)
+        peer.send(peer.command(2, Self.tur))
+        peer.send(clear)
+        #expect(peer.executing.map(\.tag) == [1, 2])
+        #expect(peer.executing.map(\.task.isAborted) == [true, false])
+        peer.complete(1, .good)
+        peer.complete(2, .good)
+        #expect(peer.take().map(\.opcode) == [Opcode.taskManagementResponse, Opcode.scsiResponse])
+    }
+
     @Test func abortOfAWriteThatStillLacksData() {
         var peer = Peer.loggedIn()
         peer.send(peer.command(1, Self.tur, write: 4096))
