@@ -25,8 +25,8 @@ final class GatheringBatch: @unchecked Sendable {  // its users take turns, as s
 
 /// The header and the list of buffers of the batch that is being written: one at a time.
 final class GatherBuffers: @unchecked Sendable {  // only the leader uses it, and there is one
-    let header = AlignedBuffer(count: Int(LogFormat.blockSize))
-    let padding = AlignedBuffer(count: Int(LogFormat.blockSize))
+    let header = ZeroedMemory(count: Int(LogFormat.blockSize))
+    let padding = ZeroedMemory(count: Int(LogFormat.blockSize))
     let list = UnsafeMutableBufferPointer<UnsafeRawBufferPointer>.allocate(
         capacity: 2 * LogLimits.entriesPerBatch + 1)
 
@@ -150,15 +150,15 @@ extension OriginalImageLog {
         _ originals: [LogOriginal], at place: LogPosition, epoch: UUID, durable: Bool
     ) throws(LogError) {
         LogBatch.encode(
-            epoch: epoch, sequence: place.sequence, originals: originals, into: gather.header.bytes)
-        gather.list[0] = UnsafeRawBufferPointer(gather.header.bytes)
+            epoch: epoch, sequence: place.sequence, originals: originals, into: gather.header.buffer)
+        gather.list[0] = UnsafeRawBufferPointer(gather.header.buffer)
         var count = 1
         for original in originals where !original.isZero {
             gather.list[count] = original.bytes
             count += 1
             let gap = settings.geometry.paddedLength(of: original.chunk) - original.bytes.count
             if gap > 0 {
-                gather.list[count] = UnsafeRawBufferPointer(rebasing: gather.padding.bytes[..<gap])
+                gather.list[count] = UnsafeRawBufferPointer(rebasing: gather.padding.buffer[..<gap])
                 count += 1
             }
         }

@@ -50,17 +50,17 @@ public struct LogReader: Sendable {
     /// - Throws: ``LogError/corrupt(_:)`` where the headers do not lead exactly to the end, if that is known.
     @discardableResult
     public func forEachBatch(_ body: (LogBatch) throws(LogError) -> Void) throws(LogError) -> LogPosition {
-        let header = AlignedBuffer(count: Int(LogFormat.blockSize))
+        let header = ZeroedMemory(count: Int(LogFormat.blockSize))
         let limit = end?.position ?? min(superblock.capacity, store.size - base)
         var place = LogPosition.start
         while place.position < limit {
             var batch: LogBatch?
             if limit - place.position >= LogFormat.blockSize {
                 try onStore { () throws(StoreError) in
-                    try store.read(at: base + place.position, into: header.bytes)
+                    try store.read(at: base + place.position, into: header.buffer)
                 }
                 batch = LogBatch(
-                    decoding: UnsafeRawBufferPointer(header.bytes), at: place.position, epoch: epoch.uuid,
+                    decoding: UnsafeRawBufferPointer(header.buffer), at: place.position, epoch: epoch.uuid,
                     sequence: place.sequence, geometry: geometry)
             }
             guard let batch, batch.end <= limit else {
@@ -107,12 +107,12 @@ public struct LogReader: Sendable {
     public func verify(
         progress: (UInt64) throws(LogError) -> Void = { _ in }
     ) throws(LogError) -> LogPosition {
-        let buffer = AlignedBuffer(count: Int(geometry.chunkSize))
+        let memory = ZeroedMemory(count: Int(geometry.chunkSize))
         var index = LogIndex(geometry: geometry)
         return try forEachBatch { batch throws(LogError) in
             for entry in batch.entries {
                 try index.append(entry)
-                try verify(entry, buffer)
+                try verify(entry, memory)
             }
             try progress(batch.end)
         }
@@ -120,9 +120,9 @@ public struct LogReader: Sendable {
 
     /// Whether every original of the batch, and its padding, is there as it was written.
     func isWhole(_ batch: LogBatch) throws(LogError) -> Bool {
-        let buffer = AlignedBuffer(count: Int(geometry.chunkSize))
+        let memory = ZeroedMemory(count: Int(geometry.chunkSize))
         for entry in batch.entries {
-            do throws(LogError) { try verify(entry, buffer) } catch {
+            do throws(LogError) { try verify(entry, memory) } catch {
                 if case .corrupt = error { return false }
                 throw error
             }
@@ -130,10 +130,10 @@ public struct LogReader: Sendable {
         return true
     }
 
-    private func verify(_ entry: LogEntry, _ buffer: AlignedBuffer) throws(LogError) {
+    private func verify(_ entry: LogEntry, _ memory: ZeroedMemory) throws(LogError) {
         guard !entry.isZero else { return }
         let padded = UnsafeMutableRawBufferPointer(
-            rebasing: buffer.bytes[..<geometry.paddedLength(of: entry.chunk)])
+            rebasing: memory.buffer[..<geometry.paddedLength(of: entry.chunk)])
         try onStore { () throws(StoreError) in try store.read(at: base + entry.position, into: padded) }
         let length = geometry.length(of: entry.chunk)
         guard CRC32C.checksum(UnsafeRawBufferPointer(rebasing: padded[..<length])) == entry.crc,

@@ -174,13 +174,13 @@ extension LogSuperblock {
         guard store.size >= base, store.size - base >= LogFormat.firstBatch else {
             throw .tooSmall(needed: LogFormat.firstBatch, available: store.size - min(base, store.size))
         }
-        let block = AlignedBuffer(count: Int(LogFormat.blockSize))
+        let block = ZeroedMemory(count: Int(LogFormat.blockSize))
         var found: [LogSuperblock] = []
         var failure = LogError.noValidSuperblock
         for position in [0, LogFormat.blockSize] {
-            try onStore { () throws(StoreError) in try store.read(at: base + position, into: block.bytes) }
+            try onStore { () throws(StoreError) in try store.read(at: base + position, into: block.buffer) }
             do throws(LogError) {
-                found.append(try LogSuperblock(decoding: UnsafeRawBufferPointer(block.bytes), at: position))
+                found.append(try LogSuperblock(decoding: UnsafeRawBufferPointer(block.buffer), at: position))
             } catch {
                 if error != .noValidSuperblock { failure = error }
                 if case .unsupportedVersion = error { throw error }

@@ -125,9 +125,9 @@ public final class OriginalImageLog: Sendable {
         } catch {
             guard error == .noValidSuperblock else { throw error }
         }
-        let buffer = AlignedBuffer(count: Int(min(LogLimits.blankBytes, store.size)))
-        try onStore { () throws(StoreError) in try store.read(at: 0, into: buffer.bytes) }
-        guard UnsafeRawBufferPointer(buffer.bytes).isAllZeros else { throw .foreignContents }
+        let memory = ZeroedMemory(count: Int(min(LogLimits.blankBytes, store.size)))
+        try onStore { () throws(StoreError) in try store.read(at: 0, into: memory.buffer) }
+        guard UnsafeRawBufferPointer(memory.buffer).isAllZeros else { throw .foreignContents }
         return nil
     }
 }

@@ -83,11 +83,11 @@ extension LogReader {
         let limit = min(
             superblock.capacity, store.size - base,
             place.position + UInt64(LogLimits.batchBytes) + 2 * block)
-        let buffer = AlignedBuffer(count: LogLimits.lookBytes)
+        let memory = ZeroedMemory(count: LogLimits.lookBytes)
         var position = place.position
         while limit - min(position, limit) >= block {
             let count = min(UInt64(LogLimits.lookBytes), limit - position).roundedDown(to: block)
-            let part = UnsafeMutableRawBufferPointer(rebasing: buffer.bytes[..<Int(count)])
+            let part = UnsafeMutableRawBufferPointer(rebasing: memory.buffer[..<Int(count)])
             try onStore { () throws(StoreError) in try store.read(at: base + position, into: part) }
             for offset in stride(from: 0, to: Int(count), by: Int(block)) {
                 let header = UnsafeRawBufferPointer(rebasing: part[offset..<offset + Int(block)])
