@@ -15,7 +15,7 @@ struct BridgeCommand: AsyncParsableCommand {
 
             It stays in the foreground and prints one line on standard output when it serves:
                 ready ADDRESS:PORT TARGET
-            With port 0 in --portal the line tells the port. SIGINT and SIGTERM stop it.
+            With port 0 in --portal the line tells the port. SIGINT and SIGTERM stop it in order, a second one at once.
 
             Without --chap-file anybody who reaches the portal may use all units: keep it on a loopback \
             address then. The CHAP file's first line holds a name and a secret of at least 12 bytes, and \
@@ -29,6 +29,15 @@ struct BridgeCommand: AsyncParsableCommand {
                   - {number: 0, path: /dev/vg0/volume, read_only: true}
                   - {number: 1, path: /var/lib/outboard/volume.cache, read_only: true}
                   - {number: 2, path: /backup/monday.img}
+
+            EXAMPLE:
+                outboard bridge --unit 0=/dev/vg0/data,ro \\
+                    --unit 1=/dev/vg0/data-cache,ro \\
+                    --unit 2=/backup/monday.img --chap-file /etc/outboard/chap
+
+            EXIT STATUS: 0 stopped in order; 64 usage, or a file of settings that cannot be used; 66 a unit or \
+            file is missing; 73 the portal cannot be listened on; 74 input/output error; 75 a writable unit is \
+            in use, or a second signal came; 77 not permitted, or others may read the CHAP file.
             """)
 
     @Option(
@@ -77,6 +86,12 @@ struct BridgeCommand: AsyncParsableCommand {
         }
     }
 
+    func validate() throws {
+        if unit.isEmpty, privateUnit.isEmpty, config == nil {
+            throw ValidationError("a bridge needs at least one unit: give --unit N=PATH, or --config")
+        }
+    }
+
     func run() async throws {
         var settings = try config.map { try BridgeSettings(readingFile: $0) } ?? BridgeSettings()
         if !unit.isEmpty { settings.units = unit }
@@ -86,7 +101,8 @@ struct BridgeCommand: AsyncParsableCommand {
         if let target { settings.target = target }
         if let chapFile { settings.chapFile = chapFile }
         guard !settings.units.isEmpty else {
-            throw ValidationError("a bridge needs at least one unit: give --unit N=PATH, or --config")
+            throw Failure(
+                .usage, "the configuration \(config ?? "") names no units; see outboard bridge --help")
         }
         let service = try await BridgeService.start(settings)
         let stop = Monitor(false)

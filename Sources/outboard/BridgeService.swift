@@ -1,6 +1,7 @@
 import AsyncIO
 import Blocks
 import Bridge
+import Glibc
 import ISCSI
 import Logging
 import NIOCore
@@ -45,8 +46,11 @@ final class BridgeService: Sendable {
                 device: device, server: server)
         } catch {
             device.close()
+            let code = (error as? IOError)?.errnoCode
+            let reason = code.map { String(cString: strerror($0)) } ?? "\(error)"
             throw Failure(
-                .cannotCreate, "cannot listen on \(settings.portal.text): \(error); choose another --portal")
+                code == EACCES || code == EPERM ? .notPermitted : .cannotCreate,
+                "cannot listen on \(settings.portal.text): \(reason); choose another --portal")
         }
     }
 

@@ -15,16 +15,30 @@ struct CopyCommand: AsyncParsableCommand {
             made, whatever the volume's size.
 
             The copy is a directory: manifest.json, data.img. Nothing has its final name before it is \
-            complete and flushed. SIGINT and SIGTERM end the epoch, thaw, and leave nothing half made; exit \
-            status 75.
+            complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
+            exit status 75. A third signal ends at once, but never while applications stand still.
 
             Several --host make one group with one instant; each volume gets a directory of its own in --to, \
-            named after its control socket.
+            named after its control socket without what follows the last dot.
 
             Without --bridge a private bridge is started, which reads source and cache and writes the copy on \
             this machine. A standing bridge copies among its own units; --source-unit, --cache-unit and \
             --copy-unit say which they are, and that the source unit is the host's source is checked before \
             anything is copied.
+
+            EXAMPLES:
+                outboard copy --host data.ctl --to /backup/monday --freeze /srv/data
+                outboard copy --host data.ctl --host log.ctl --to /backup/both
+                outboard copy --host data.ctl --to monday --chap-file chap \\
+                    --bridge iscsi://backup:3260/iqn.2026-01.net.example:b \\
+                    --source-unit 0 --cache-unit 1 --copy-unit 2
+
+            EXIT STATUS: 0 done; 64 usage; 65 what the bridge copied is not the source; 66 a unit is missing or \
+            another volume's; 69 host or bridge unreachable; 73 --to exists, cannot be made or is too small, or \
+            its disk is full; 74 input/output error, or the command of \
+            --pre-freeze or --post-thaw failed; 75 abandoned: the cache was full, a \
+            signal came, or another copy of the volume runs; 77 not permitted, wrong credentials, or a \
+            read-only unit.
             """)
 
     @Option(help: ArgumentHelp("A host's control socket. Repeat for a group.", valueName: "ctl.sock"))
@@ -81,7 +95,11 @@ struct CopyCommand: AsyncParsableCommand {
             valueName: "cmd"))
     var postThaw: String?
 
-    @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
+    static let maxRateHelp = ArgumentHelp(
+        "Copy no more than this many bytes a second, on average: in commands of a quarter of a second's bytes, "
+            + "1MiB to 64MiB, the first of them at once.", valueName: "rate")
+
+    @Option(help: maxRateHelp)
     var maxRate: ByteCount?
 
     @Flag(help: "Replace a copy at --to, once the new one is complete; overwrite what is on --copy-unit.")
@@ -109,7 +127,8 @@ struct CopyCommand: AsyncParsableCommand {
     func run() async throws {
         let request = CopyRequest(
             members: try CopyRequest.members(controls: host, directory: to), mode: mode, ending: end.ending,
-            bridge: try chosenBridge(), freeze: freeze, preFreeze: preFreeze, postThaw: postThaw,
+            bridge: try chosenBridge(), freeze: freeze.map(absolutePath), preFreeze: preFreeze,
+            postThaw: postThaw,
             maximumRate: maxRate?.bytes, force: force, tool: "outboard \(toolVersion)")
         let outcomes = try await Sequences.run("copy") { world, cancellation, observer throws(AgentError) in
             try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
@@ -122,7 +141,7 @@ struct CopyCommand: AsyncParsableCommand {
                 "  \(ByteCount(outcome.bytes).rounded) in \(Self.seconds(outcome.copySeconds)) "
                     + "(\(Self.rate(outcome.bytes, outcome.copySeconds))), all in \(Self.seconds(outcome.seconds)); "
                     + "\(outcome.originals) originals, \(ByteCount(outcome.originalBytes).rounded); "
-                    + "writers waited \(Self.seconds(Double(outcome.gateNanoseconds) / 1e9))")
+                    + "the host's gate was closed for \(Self.milliseconds(outcome.gateNanoseconds))")
         }
     }
 
@@ -139,6 +158,11 @@ struct CopyCommand: AsyncParsableCommand {
 
     /// `1.234 s`, to the millisecond.
     static func seconds(_ seconds: Double) -> String { "\((seconds * 1000).rounded() / 1000) s" }
+
+    /// `0.056 ms`, to the microsecond.
+    static func milliseconds(_ nanoseconds: UInt64) -> String {
+        "\((Double(nanoseconds) / 1e3).rounded() / 1000) ms"
+    }
 
     static func rate(_ bytes: UInt64, _ seconds: Double) -> String {
         seconds > 0 ? ByteCount(UInt64(Double(bytes) / seconds)).rounded + "/s" : "at once"

@@ -74,7 +74,10 @@ extension LogError {
             return Failure(
                 .damaged, "\(text); start the host as it was, or remove the cache to give the epoch up")
         case .tooSmall:
-            return Failure(.cannotCreate, "\(text); name a larger one, or remove it to have a new one made")
+            return Failure(
+                .cannotCreate,
+                "\(text); give a --cache-size of that; a cache that exists is not enlarged, so remove it first"
+            )
         case .full, .wrongState: return Failure(.tryAgain, text)
         case .store(let error):
             return Failure(error.code == .noSpace ? .cannotCreate : .io, text)
@@ -116,14 +119,18 @@ extension NBDServerError {
 }
 
 extension SocketPathError {
+    /// As for the NBD socket.
     func failure(control path: String) -> Failure {
         let status: ExitStatus =
             switch self {
             case .inUse, .directoryLocked: .tryAgain
-            case .notASocket, .system: .cannotCreate
+            case .notASocket: .cannotCreate
             case .tooLong: .usage
+            case .system(_, _, let errno): errno == EACCES || errno == EPERM ? .notPermitted : .cannotCreate
             }
-        return Failure(status, "cannot serve the control socket \(path): \(self)")
+        // It begins with what it is about: the socket, or its directory.
+        let reason = description.hasPrefix(path + ": ") ? description : "\(path): \(self)"
+        return Failure(status, "cannot serve the control socket \(reason)")
     }
 }
 

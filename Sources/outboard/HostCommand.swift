@@ -24,6 +24,16 @@ struct HostCommand: AsyncParsableCommand {
             The original image cache is a file or a block device. A file that does not exist is made, of \
             --cache-size bytes, sparse. It must hold what applications overwrite while a copy runs, once \
             for each chunk; when it is full, --on-cache-full decides.
+
+            EXAMPLE:
+                outboard host --source /dev/vg0/data --cache /dev/vg0/data-cache \\
+                    --socket /run/outboard/data.sock \\
+                    --control /run/outboard/data.ctl
+
+            EXIT STATUS: 0 stopped in order; 64 usage; 65 the cache is damaged or another volume's, or the \
+            source's size is impossible; 66 no such source or certificate; 73 the cache or a socket cannot be \
+            made, or the cache is too small; 74 input/output error; 75 source, cache or socket are in use, or a \
+            second signal came; 77 not permitted.
             """)
 
     @OptionGroup var options: HostOptions

@@ -10,6 +10,10 @@ struct IntegrateCommand: ParsableCommand {
             free. Everything is verified before anything is touched. It can be killed at any point and run \
             again, also when the disk was full; on a copy that is integrated already it does nothing. Data that \
             were damaged meanwhile are found at the end (exit status 65), and the originals are kept.
+
+            EXIT STATUS: 0 integrated; 64 usage; 65 the copy does not verify; 66 no such copy; 69 the bridge \
+            that has the data is unreachable; 73 another process uses the copy, or the disk is full; 74 \
+            input/output error; 77 not permitted, or a read-only unit.
             """)
 
     @Argument(help: "The copy's directory.")

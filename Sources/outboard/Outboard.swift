@@ -25,6 +25,8 @@ struct Outboard: AsyncParsableCommand {
             IntegrateCommand.self, RestoreCommand.self, ThawGuardCommand.self,
         ])
 
+    func run() throws { throw ValidationError("name a subcommand; outboard --help lists them") }
+
     static func main() async {
         // A reader of our output that goes away is an error of that write, not the end of the process.
         signal(SIGPIPE, SIG_IGN)

@@ -5,6 +5,10 @@ import Blocks
 struct RestoreCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "restore", abstract: "Bring a copy back.", subcommands: [RestoreVolumeCommand.self])
+
+    func run() throws {
+        throw Failure(.usage, "name what to restore: outboard restore volume; see outboard restore --help")
+    }
 }
 
 struct RestoreVolumeCommand: AsyncParsableCommand {
@@ -22,6 +26,17 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
 
             The live source of a running host is overwritten only with --force and --host, the host's control \
             socket: no copy may be running, and applications' writes wait until it is done.
+
+            SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Then a new file is not there, what was there \
+            before is overwritten in part and must be restored again, and a host goes on.
+
+            EXAMPLE:
+                outboard restore volume /backup/monday --to /dev/vg0/data --force
+
+            EXIT STATUS: 0 restored and flushed; 64 usage, or --host serves something else; 65 the copy does \
+            not verify; 66 no such copy; 69 host or bridge unreachable; 73 --to exists, is too small, or its \
+            disk is full; 74 input/output error; 75 stopped, or --to is in use; 77 not permitted, or wrong \
+            credentials.
             """)
 
     @Argument(help: "The copy's directory.")
@@ -35,7 +50,7 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
             "The host that serves --to, to restore onto its live source.", valueName: "ctl.sock"))
     var host: String?
 
-    @Option(help: ArgumentHelp("Copy no faster than this many bytes a second.", valueName: "rate"))
+    @Option(help: CopyCommand.maxRateHelp)
     var maxRate: ByteCount?
 
     @OptionGroup var data: CopyDataOptions

@@ -9,6 +9,9 @@ struct ShowCommand: ParsableCommand {
         discussion: """
             Reads and checks the manifest only; `outboard verify` reads all of the copy. With --json it \
             prints the manifest.
+
+            EXIT STATUS: 0 shown; 64 usage; 65 the manifest is damaged; 66 no such copy; 73 `integrate` is at \
+            work on it; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

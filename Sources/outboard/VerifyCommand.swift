@@ -6,8 +6,11 @@ struct VerifyCommand: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "verify", abstract: "Read all of a copy and compare it with its checksums.",
         discussion: """
-            Checks the manifest, every portion's checksums, and each original image's own CRC. Exits with \
-            65 when anything does not fit, and says where.
+            Checks the manifest, every portion's checksums, and each original image's own CRC, and says where \
+            something does not fit: a line for each on standard error, or in `findings` of --json.
+
+            EXIT STATUS: 0 all fits; 64 usage; 65 something does not; 66 no such copy; 69 the bridge that has \
+            the data is unreachable; 73 `integrate` is at work on it; 74 input/output error; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")
