@@ -36,6 +36,18 @@ import Testing
         try expect(
             hostArguments(scratch, source: "volume.img", cache: "same"), exits: 64,
             saying: "it is the source itself")
+        #expect(symlink(scratch("volume.img"), scratch("alias")) == 0)
+        try expect(
+            hostArguments(scratch, source: "alias", cache: "same"), exits: 64,
+            saying: "it is the source itself")
+        try makePatternFile(scratch("odd"), count: 1000)
+        try expect(
+            hostArguments(scratch, source: "odd", cache: "c"), exits: 65, saying: "not a multiple of 512")
+        try makeSparseFile(scratch("none"), size: 0)
+        try expect(
+            hostArguments(scratch, source: "none", cache: "c"), exits: 65, saying: "not a multiple of 512")
+        try expect(
+            hostArguments(scratch, source: "", cache: "c"), exits: 66, saying: "is a directory")
         try expect(
             hostArguments(scratch, source: "volume.img", cache: "c") + ["--cache-size", "8KiB"], exits: 73,
             saying: "too small")
@@ -77,6 +89,14 @@ import Testing
         try expect(["copy", "--host", scratch("no.ctl"), "--to", scratch("a")], exits: 69, saying: "no.ctl")
         try "no socket".write(toFile: scratch("file"), atomically: true, encoding: .utf8)
         try expect(["copy", "--host", scratch("file"), "--to", scratch("a")], exits: 69, saying: "file")
+        // Sockets that something else serves: one that hangs up, and one that answers in its own way.
+        try expect(["copy", "--host", host.socket, "--to", scratch("a")], exits: 69, saying: "volume.sock")
+        let foreign = try ChildProcess(
+            "socat", ["UNIX-LISTEN:" + scratch("foreign"), "SYSTEM:read request; echo HTTP/1.1 400 Bad"])
+        try waitUntil("socat listens") { exists(scratch("foreign")) }
+        try expect(
+            ["copy", "--host", scratch("foreign"), "--to", scratch("a")], exits: 69, saying: "foreign")
+        foreign.stop()
         try FileManager.default.createDirectory(atPath: scratch("there"), withIntermediateDirectories: false)
         try expect(copy + [scratch("there")], exits: 73, saying: "not a copy")
         // What is no copy is not replaced even then; a copy is (as made next).

@@ -9,7 +9,7 @@ import Testing
 @Suite(.serialized) struct StandingBridgeTests {
     private static let size = 6 << 20
     /// Unit 0: the source; 1: the cache; 2: for the copy; 3: another volume of the same size; 4: unit 2's
-    /// like, read-only.
+    /// like, read-only; 5: a block too small.
     private struct Site {
         let host: HostProcess
         let bridge: BridgeProcess
@@ -22,13 +22,14 @@ import Testing
             try makePatternFile(scratch("volume.img"), count: StandingBridgeTests.size)
             try makePatternFile(scratch("other"), count: StandingBridgeTests.size, seed: 2)
             for name in ["copy-unit", "read-only"] { try makeSparseFile(scratch(name), size: 32 << 20) }
+            try makeSparseFile(scratch("small"), size: UInt64(StandingBridgeTests.size) - 512)
             chap = scratch("chap")
             try Self.write("agent a-long-enough-secret\n", chap)
             host = try HostProcess(scratch, options: ["--cache-size", "16MiB", "--chunk-size", "16KiB"])
             bridge = try BridgeProcess(
                 units: [
                     "0=\(host.source),ro", "1=\(host.cache),ro", "2=" + scratch("copy-unit"),
-                    "3=\(scratch("other")),ro", "4=\(scratch("read-only")),ro",
+                    "3=\(scratch("other")),ro", "4=\(scratch("read-only")),ro", "5=\(scratch("small"))",
                 ], options: ["--chap-file", chap])
         }
 
@@ -109,6 +110,21 @@ import Testing
     @Test func theSourceIsNoDestination() throws {
         let site = try Site()
         try site.expectRefusal(site.copy(copy: 0), 64, "overwrite")
+    }
+
+    @Test func aUnitThatIsTooSmallIsNoDestination() throws {
+        let site = try Site()
+        try site.expectRefusal(site.copy(copy: 5), 73, "bytes, and the copy needs")
+        try site.expectRefusal(site.copy(copy: 5, options: ["--mode", "append"]), 73, "and the copy needs")
+    }
+
+    @Test func aUnitThatHoldsSomethingIsKeptUnlessForced() throws {
+        let site = try Site()
+        #expect(try site.copy().isSuccess)
+        let refused = try site.copy(to: "again")
+        #expect(refused.status == 73 && refused.errors.contains("--force"), "\(refused)")
+        let forced = try site.copy(to: "again", options: ["--force"])
+        #expect(forced.isSuccess, "\(forced)")
     }
 
     @Test func wrongCredentialsAreNotPermitted() throws {
