@@ -359,7 +359,7 @@ import Testing
 
     @Test func itThawsByItself() throws {
         let volume = try volume()
-        try volume.freeze(timeout: 0.05)
+        try volume.freeze(timeout: 0.5)
         try volume.write([2], at: 0)  // returns when the freeze has timed out
         #expect(!volume.thaw())
         #expect(throws: ControlError.self) { try volume.freeze(timeout: 0) }
