@@ -88,7 +88,8 @@ extension TargetConnection {
                 continue
             }
             let cost = task.expectedOut + min(task.expectedIn, SCSITargetLimits.dataInBytes)
-            let fits = heldBytes == 0 || heldBytes + cost <= ISCSILimits.sessionDataBytes
+            let fits =
+                heldBytes == 0 || (heldBytes + cost <= ISCSILimits.sessionDataBytes && budget.fits(cost))
             guard fits, !orderedIsActive, !task.isOrdered || active == 0 else { return }
             queue.removeFirst()
             active += 1

@@ -30,6 +30,8 @@ extension TargetConnection {
     mutating func arrive(_ pdu: PDU) throws(ProtocolViolation) {
         guard pdu.cmdSN == expCmdSN else {
             early[pdu.cmdSN] = pdu
+            // A command's data are in its task.
+            if pdu.opcode == Opcode.scsiCommand { early[pdu.cmdSN]?.data = [] }
             return
         }
         var next: PDU? = pdu

@@ -19,6 +19,8 @@ public enum ISCSILimits {
     /// Data-in and data-out that the commands in execution of one session may hold, bytes. One command is
     /// always let through, however large.
     public static let sessionDataBytes = 64 << 20
+    /// The same for all sessions of a target together; beyond, each session has one command at a time let through.
+    public static let targetDataBytes = 512 << 20
     /// Answers not yet taken by the peer above which nothing more is read from it, bytes.
     public static let outboundHighWater = 4 << 20
     /// Key=value text of one negotiation step, over all its PDUs, bytes.

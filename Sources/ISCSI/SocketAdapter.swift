@@ -9,6 +9,7 @@ final class TargetShared: Sendable {
     let identity: TargetIdentity
     let logger: Logger
     let registry = SessionRegistry()
+    let budget = DataBudget()
     private let connections = Monitor<(count: Int, open: [ObjectIdentifier: ConnectionHandler])>((0, [:]))
 
     init(device: any SCSITargetDevice, identity: TargetIdentity, logger: Logger) {
@@ -102,7 +103,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         logger = shared.logger
         logger[metadataKey: "peer"] = "\(channel.remoteAddress?.description ?? "unknown")"
         connection = TargetConnection(
-            target: shared.identity, portal: Self.portal(of: channel.localAddress))
+            target: shared.identity, portal: Self.portal(of: channel.localAddress), budget: shared.budget)
     }
 
     /// As SendTargets tells it (RFC 7143 §13.8).

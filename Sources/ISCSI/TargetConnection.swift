@@ -30,7 +30,10 @@ struct TargetConnection {
     /// Of the connection's own end: what SendTargets tells.
     let portal: String
     private(set) var phase: Phase
+    let budget: DataBudget
     private var decoder = PDUDecoder()
+    /// Nothing that was sent is written any more.
+    private var isDisconnected = false
     var actions: [Action] = []
 
     // The session; meaningful in full feature phase.
@@ -46,7 +49,9 @@ struct TargetConnection {
     var early: [UInt32: PDU] = [:]
     var functions: [UInt32: TaskManagement] = [:]
     var nextTransferTag: UInt32 = 1
-    var heldBytes = 0
+    var heldBytes = 0 {
+        didSet { budget.change(by: heldBytes - oldValue) }
+    }
     var outboundBytes = 0
     var textRequest: [UInt8] = []
     /// A text negotiation is under way, under the transfer tag 1.
@@ -54,8 +59,9 @@ struct TargetConnection {
     /// Places of the command window that are taken.
     var windowUse = 0
 
-    init(target: TargetIdentity, portal: String) {
+    init(target: TargetIdentity, portal: String, budget: DataBudget = DataBudget()) {
         self.target = target
+        self.budget = budget
         self.portal = portal
         phase = .login(LoginPhase(target: target))
     }
@@ -166,6 +172,7 @@ struct TargetConnection {
 
     /// A PDU that was sent has been written.
     mutating func written(bytes: Int, cost: Int) -> [Action] {
+        if isDisconnected { return [] }
         outboundBytes -= bytes
         heldBytes -= cost
         if cost > 0, isLoggedIn { admitTasks() }
@@ -175,6 +182,8 @@ struct TargetConnection {
     /// The connection is gone: all tasks are aborted.
     mutating func disconnected() {
         phase = .closing
+        isDisconnected = true
+        heldBytes = 0
         for task in tasks.values { task.command?.abort() }
         tasks = [:]
         windowUse = 0

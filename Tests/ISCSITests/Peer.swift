@@ -22,9 +22,9 @@ struct Peer {
     var unwritten: [(bytes: Int, cost: Int)] = []
     var reportsWrites = true
 
-    init(credentials: CHAPCredentials? = nil) {
+    init(credentials: CHAPCredentials? = nil, budget: DataBudget = DataBudget()) {
         let target = TargetIdentity(name: Self.name, credentials: credentials)
-        connection = TargetConnection(target: target, portal: "127.0.0.1:3260")
+        connection = TargetConnection(target: target, portal: "127.0.0.1:3260", budget: budget)
     }
 
     mutating func perform(_ actions: [TargetConnection.Action]) {

@@ -115,6 +115,38 @@ import Testing
         #expect(peer.executing.map(\.tag) == [2, 3] && peer.connection.wantsInput)
     }
 
+    /// Many sessions at once hold no more than the target has for all; each gets one command through.
+    @Test func allSessionsShareOneBudget() {
+        let size = 1 << 20
+        let budget = DataBudget(limit: 3 * size)
+        var peers = (0..<4).map { _ in
+            var peer = Peer(budget: budget)
+            peer.logIn()
+            peer.reportsWrites = false
+            return peer
+        }
+        for index in peers.indices {
+            for tag: UInt32 in 1...4 { peers[index].send(peers[index].command(tag, Self.tur, read: size)) }
+        }
+        #expect(peers.map(\.executing.count) == [3, 1, 1, 1] && budget.held == 6 * size)
+        // What is given back goes to whoever comes next.
+        peers[1].complete(1, SCSIOutcome(status: .good, dataIn: [UInt8](repeating: 1, count: size)))
+        #expect(peers[1].executing.isEmpty)
+        for (bytes, cost) in peers[1].unwritten {
+            peers[1].perform(peers[1].connection.written(bytes: bytes, cost: cost))
+        }
+        #expect(peers[1].executing.map(\.tag) == [2] && budget.held == 6 * size)
+        for index in peers.indices.dropFirst() { peers[index].connection.disconnected() }
+        #expect(budget.held == 3 * size)
+        peers[0].complete(1, SCSIOutcome(status: .good, dataIn: [UInt8](repeating: 1, count: size)))
+        peers[0].connection.disconnected()
+        // What was on its way when the peer went is not given back twice.
+        for (bytes, cost) in peers[0].unwritten {
+            peers[0].perform(peers[0].connection.written(bytes: bytes, cost: cost))
+        }
+        #expect(budget.held == 0)
+    }
+
     @Test func orderedCommandsOvertakeNobody() {
         var peer = Peer.loggedIn()
         peer.send(peer.command(1, Self.tur))
