@@ -37,6 +37,7 @@ struct Outboard: AsyncParsableCommand {
             } else {
                 try command.run()
             }
+            try Console.requireThatAllIsTold()
         } catch {
             Foundation.exit(report(error))
         }

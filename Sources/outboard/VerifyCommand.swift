@@ -55,7 +55,9 @@ struct VerifyCommand: ParsableCommand {
             throw Failure(
                 .damaged,
                 "the copy \(copy.directory) does not verify (\(report.findings.count) findings, above); "
-                    + "take another one, or keep it for what is still whole")
+                    + (copy.manifest.state == .integrating
+                        ? "run outboard integrate again, and verify then"
+                        : "take another one, or keep it for what is still whole"))
         }
         if !json {
             Console.print(

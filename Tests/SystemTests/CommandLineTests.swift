@@ -130,6 +130,24 @@ import Testing
         #expect(damaged["ok"] as? Bool == false && (damaged["findings"] as? [Any])?.count == 1, "\(damaged)")
     }
 
+    @Test func aResultThatNobodyGotIsAnError() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 1 << 20)
+        let host = try HostProcess(scratch)
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+        for command in ["show", "verify", "integrate"] {
+            func run(_ to: String) throws -> ProgramResult {
+                try runProgram(
+                    "bash", ["-c", "'\(Outboard.binary)' \(command) '\(scratch("copy"))' --json \(to)"])
+            }
+            let full = try run("> /dev/full")
+            #expect(full.status == 74 && full.errors.contains("standard output"), "\(full)")
+            // Who does not want to read it has not missed it.
+            let deaf = try run("| true; exit ${PIPESTATUS[0]}")
+            #expect(deaf.isSuccess && deaf.errors.isEmpty, "\(deaf)")
+        }
+    }
+
     @Test func progressIsForTerminalsOnly() throws {
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 6 << 20)
