@@ -10,7 +10,6 @@ import Testing
 final class UnixServer: Sendable {
     let path: String
     private let directory: String
-    private let descriptor: Int32
 
     init(_ serve: @escaping @Sendable (Int32) -> Void) throws {
         directory = NSTemporaryDirectory() + "outboard-" + UUID().uuidString
@@ -21,7 +20,6 @@ final class UnixServer: Sendable {
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
         let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
-        descriptor = listener
         let bound = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                 bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
@@ -41,10 +39,9 @@ final class UnixServer: Sendable {
     }
 
     deinit {
-        // Wakes the thread in accept, which the descriptor's end alone does not.
-        shutdown(descriptor, Int32(SHUT_RDWR))
-        close(descriptor)
-        // Only litter would remain.
+        // The socket and its thread stay until the process ends: a test's last use of this object may be its path,
+        // with the connection not accepted yet; and a descriptor closed under the thread may be another test's next.
+        // Of the directory only litter would remain.
         try? FileManager.default.removeItem(atPath: directory)
     }
 
