@@ -337,6 +337,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             nexus: nexus, lun: LogicalUnitNumber(rawValue: 0), cdb: cdb, dataOut: [], expectedDataIn: 1 << 17,
             expectedDataOut: 0)
         let outcome = shared.device.execute(task)
+        // The session has ended meanwhile: nobody waits for the reset.
+        if outcome.status == .taskAborted { return [] }
         do throws(MalformedParameterData) { return try ReportLUNs.decode(outcome.dataIn).units } catch {
             logger.error("the device does not report its units", metadata: ["error": "\(error)"])
             return []
