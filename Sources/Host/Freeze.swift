@@ -52,7 +52,7 @@ extension CopyOnWriteVolume {
             if renew {
                 try requireNoFreeze(exceptOf: holder)
                 token = try renewFreeze()
-                try startFreezeTimer(token, deadline)
+                try startTimer(token, deadline)
             } else {
                 guard !isFrozen else { throw ControlError(.frozen, "the volume is frozen already") }
                 // What is slow first, while the applications go on.
@@ -92,8 +92,8 @@ extension CopyOnWriteVolume {
         guard !isForeign else { throw ControlError(.frozen, "the volume is frozen by another connection") }
     }
 
-    /// Thaws at the deadline, unless that freeze was thawed or renewed before.
-    private func startFreezeTimer(_ token: UInt64, _ deadline: UInt64) throws(ControlError) {
+    /// Opens the gate at the deadline, unless that standstill is over or was renewed before.
+    private func startTimer(_ token: UInt64, _ deadline: UInt64) throws(ControlError) {
         let timer = BlockingThread.start(stackSize: 128 << 10) { [self] in
             let now = MonotonicClock.now
             let over: Void? = control.wait(nanoseconds: deadline - min(now, deadline)) { state in
@@ -103,7 +103,7 @@ extension CopyOnWriteVolume {
         }
         guard timer else {
             _ = thaw { $0.token == token }
-            throw ControlError(.internalError, "the system has no thread for the freeze's time-out")
+            throw ControlError(.internalError, "the system has no thread for the time-out")
         }
     }
 
@@ -175,12 +175,12 @@ extension CopyOnWriteVolume {
     /// - Parameter deadline: at which the gate opens by itself, whatever is under way.
     /// - Returns: the standstill's token.
     func closeGateAndFlush(
-        isFreeze: Bool, holder: EpochHolder?, until deadline: UInt64? = nil
+        isFreeze: Bool, holder: EpochHolder?, until deadline: UInt64
     ) throws(ControlError) -> UInt64 {
         let token = try control.withLock { state throws(ControlError) in
             guard !state.isEnding else { throw ControlError(.ending, "the host is shutting down") }
             let now = MonotonicClock.now
-            if let deadline, now >= deadline {
+            if now >= deadline {
                 throw ControlError(
                     .timedOut, "the time-out passed while the source was flushed; the volume is not frozen")
             }
@@ -191,7 +191,7 @@ extension CopyOnWriteVolume {
             return state.standstills
         }
         // From the gate's closing on, so that nothing that takes long below can hold the writes longer.
-        if let deadline { try startFreezeTimer(token, deadline) }
+        try startTimer(token, deadline)
         do throws(ControlError) {
             try drain(until: deadline)
             try flushSourceForControl()
@@ -202,19 +202,16 @@ extension CopyOnWriteVolume {
         return token
     }
 
-    private func drain(until deadline: UInt64?) throws(ControlError) {
+    private func drain(until deadline: UInt64) throws(ControlError) {
         if defects.contains(.skipsDrain) { return }
         let start = MonotonicClock.now
-        var patience = UInt64(settings.drainSeconds * 1e9)
-        if let deadline { patience = min(patience, deadline - min(start, deadline)) }
+        let patience = min(UInt64(settings.drainSeconds * 1e9), deadline - min(start, deadline))
         switch gate.drain(nanoseconds: patience) {
         case .drained: return
         case .reopened, .timedOut:
-            // Opened by the freeze's own timer it is the same.
+            // Opened by the timer it is the same.
             try requireNotEnding()
-            let milliseconds = patience / 1_000_000
-            let text = milliseconds % 1000 == 0 ? "\(milliseconds / 1000) s" : "\(milliseconds) ms"
-            throw ControlError(.timedOut, "writes in flight did not finish within \(text); try again")
+            throw ControlError(.timedOut, "writes in flight did not finish in time; try again")
         }
     }
 }

@@ -69,7 +69,8 @@ extension CopyOnWriteVolume {
     private func install(_ next: Epoch) throws(ControlError) -> Int64 {
         // Within the holder's own freeze: nobody else's can have begun, since it is our turn.
         if let instant = control.withLock({ publish(next, &$0) }) { return instant }
-        let token = try closeGateAndFlush(isFreeze: false, holder: next.holder)
+        let deadline = MonotonicClock.now + UInt64(settings.drainSeconds * 1e9)
+        let token = try closeGateAndFlush(isFreeze: false, holder: next.holder, until: deadline)
         let instant = control.withLockAndNotify { state -> Int64? in
             guard state.standstill?.token == token else { return nil }
             defer { openGate(&state) }
