@@ -83,7 +83,12 @@ struct HostStorage {
     ) throws -> (StorageFile, isNew: Bool) {
         let path = options.cache
         let identity = try identity(ofExisting: path)
-        guard identity != source.identity else {
+        let isSource =
+            identity.map { found in
+                found == source.identity || below(found).contains(source.identity)
+                    || below(source.identity).contains(found)
+            } ?? false
+        guard !isSource else {
             throw Failure(
                 .usage, "cannot use \(path) as the cache: it is the source itself; name another --cache")
         }
@@ -101,6 +106,26 @@ struct HostStorage {
             throw error.failure(
                 advice: error.kind == .locked ? "another host uses this cache: name another --cache" : "")
         }
+    }
+
+    /// The files that lie below a loop device, or below its whole device if it is a partition, through loops upon
+    /// loops.
+    private static func below(_ storage: StorageIdentity, depth: Int = 8) -> [StorageIdentity] {
+        guard storage.isBlockDevice, depth > 0 else { return [] }
+        let number = storage.device
+        let major = number >> 8 & 0xFFF | number >> 32 & 0xFFFF_F000
+        let minor = number & 0xFF | number >> 12 & 0xFFFF_FF00
+        let place = "/sys/dev/block/\(major):\(minor)"
+        var found: [StorageIdentity] = []
+        for file in ["\(place)/loop/backing_file", "\(place)/../loop/backing_file"] {
+            // What is no loop device, or has lost its file, has nothing below it that can be named.
+            guard let text = try? String(contentsOfFile: file, encoding: .utf8),
+                let identity = try? StorageIdentity.of(
+                    path: text.trimmingCharacters(in: CharacterSet.newlines))
+            else { continue }
+            found += [identity] + below(identity, depth: depth - 1)
+        }
+        return found
     }
 
     private static func identity(ofExisting path: String) throws -> StorageIdentity? {

@@ -58,6 +58,26 @@ import Testing
         #expect(!exists(scratch("x.sock")) && !exists(scratch("x.ctl")))
     }
 
+    /// A blank file is a fine cache; the log must not be written over the source by another name.
+    @Test(.enabled(if: Machine.canMount, "needs root and loop devices"))
+    func aLoopDeviceOverTheSourceIsTheSource() throws {
+        let scratch = try ScratchDirectory()
+        try makeSparseFile(scratch("volume.img"), size: 16 << 20)
+        let loop = try runProgram("losetup", ["--find", "--show", scratch("volume.img")])
+        try #require(loop.isSuccess, "\(loop)")
+        let device = loop.output.trimmingCharacters(in: .whitespacesAndNewlines)
+        var arguments = hostArguments(scratch, source: "volume.img", cache: "")
+        arguments[4] = device
+        let first = try Outboard.run(arguments, seconds: 20)
+        arguments.swapAt(2, 4)
+        let second = try Outboard.run(arguments, seconds: 20)
+        #expect(try runProgram("losetup", ["--detach", device]).isSuccess)
+        for result in [first, second] {
+            #expect(result.status == 64 && result.errors.contains("it is the source itself"), "\(result)")
+        }
+        #expect(try contents(scratch("volume.img")).allSatisfy { $0 == 0 })
+    }
+
     @Test func aCacheKnowsItsVolumeAndASourceItsHost() throws {
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 4 << 20)
