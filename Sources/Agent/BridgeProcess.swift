@@ -102,7 +102,10 @@ private final class Child: Sendable {
     private static func privateDirectory() throws(AgentError) -> String {
         let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
         var template = Array("\(base)/outboard-bridge-XXXXXX".utf8CString)
-        guard let made = mkdtemp(&template) else { throw AgentError.system(errno, doing: doing, to: base) }
+        guard let made = mkdtemp(&template) else {
+            throw AgentError.system(
+                errno, doing: "making a private directory (TMPDIR) in", to: base, otherwise: .cannotCreate)
+        }
         return String(cString: made)
     }
 

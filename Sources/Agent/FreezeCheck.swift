@@ -11,8 +11,14 @@ struct FreezeCheck {
     /// Nothing is stopped yet.
     /// - Throws: 64 when one carries what a copy needs, 66 when one is not there.
     func run(_ mountPoints: [String]) throws(AgentError) {
+        var seen: Set<UInt64?> = []
         for mountPoint in mountPoints {
             let frozen = try fileSystems(mountPoint).first
+            guard seen.insert(frozen).inserted else {
+                throw AgentError(
+                    .usage, doing: "freezing", to: mountPoint, because: "that file system was named twice",
+                    advice: "give --freeze once for each")
+            }
             for member in members {
                 for need in needs(member) where try fileSystems(need.path).contains(where: { $0 == frozen }) {
                     throw AgentError(

@@ -44,6 +44,10 @@ struct Quiescence {
                 member.epoch = epoch
                 member.instituted = epoch
             }
+            // All stood still from before the first to after the last: that is the instant of each.
+            if let instant = members.compactMap({ $0.instituted?.institutedAt }).max() {
+                for member in members { member.instituted?.institutedAt = instant }
+            }
         } catch { failure = error }
         failure = goOn(stopped, frozen, after: failure)
         guardian?.dismiss()

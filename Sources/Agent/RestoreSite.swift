@@ -70,7 +70,9 @@ final class RestoreSite {
         let slash = destination.lastIndex(of: "/")
         let parent = slash.map { String(destination[...$0]) } ?? ""
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
-        let path = "\(parent).\(name).partial-\(getpid())"
+        let prefix = ".\(name).partial-"
+        clearLeftovers(prefix, in: parent.isEmpty ? "." : parent)
+        let path = "\(parent)\(prefix)\(getpid())"
         unlink(path)
         let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
         guard descriptor >= 0 else {
@@ -93,6 +95,29 @@ final class RestoreSite {
             throw AgentError.system(number, doing: doing, to: destination, otherwise: .cannotCreate)
         }
         return path
+    }
+
+    /// Removes what restores to the same name left that were killed. What cannot be removed only takes space.
+    private static func clearLeftovers(_ prefix: String, in parent: String) {
+        guard let directory = opendir(parent) else { return }
+        defer { closedir(directory) }
+        while let entry = readdir(directory) {
+            let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
+                String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
+            }
+            guard name.hasPrefix(prefix), let maker = pid_t(name.dropFirst(prefix.count)), maker > 0,
+                kill(maker, 0) != 0, errno == ESRCH
+            else { continue }
+            let descriptor = openat(dirfd(directory), name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
+            guard descriptor >= 0 else { continue }
+            defer { close(descriptor) }
+            var information = stat()
+            // Unlocked: its bridge is gone as well. A directory is a copy's.
+            guard fstat(descriptor, &information) == 0, information.st_mode & S_IFMT == S_IFREG,
+                flock(descriptor, LOCK_EX | LOCK_NB) == 0
+            else { continue }
+            unlinkat(dirfd(directory), name, 0)
+        }
     }
 
     private static func check(

@@ -78,7 +78,7 @@ public enum NBDServerError: Error, Hashable, Sendable, CustomStringConvertible {
         case .system(let action, let subject, let errno):
             "cannot \(action) \(subject): \(systemMessage(errno))"
         case .certificate(let reason):
-            "cannot use the TLS certificate: \(reason)"
+            "cannot serve with TLS: \(reason)"
         }
     }
 }

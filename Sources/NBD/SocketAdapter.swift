@@ -422,20 +422,33 @@ public final class NBDServer: Sendable {
 
 extension NBDTLSConfiguration {
     fileprivate func context() throws(NBDServerError) -> NIOSSLContext {
-        do {
-            var configuration = TLSConfiguration.makeServerConfiguration(
-                certificateChain: try NIOSSLCertificate.fromPEMFile(certificateFile).map { .certificate($0) },
-                privateKey: .privateKey(try NIOSSLPrivateKey(file: keyFile, format: .pem)))
-            configuration.minimumTLSVersion = .tlsv12
-            if let authorityFile {
-                // Clients have no host name that could be compared with their certificate.
-                configuration.certificateVerification = .noHostnameVerification
-                configuration.trustRoots = .file(authorityFile)
-            }
-            return try NIOSSLContext(configuration: configuration)
-        } catch {
-            let files = [certificateFile, keyFile, authorityFile].compactMap { $0 }.joined(separator: ", ")
-            throw .certificate("\(files): \(error)")
+        let chain = try certificates(certificateFile)
+        let key = try read(keyFile, "private key") { try NIOSSLPrivateKey(file: $0, format: .pem) }
+        var configuration = TLSConfiguration.makeServerConfiguration(
+            certificateChain: chain.map { .certificate($0) }, privateKey: .privateKey(key))
+        configuration.minimumTLSVersion = .tlsv12
+        if let authorityFile {
+            // Clients have no host name that could be compared with their certificate.
+            configuration.certificateVerification = .noHostnameVerification
+            configuration.trustRoots = .certificates(try certificates(authorityFile))
         }
+        do { return try NIOSSLContext(configuration: configuration) } catch {
+            throw .certificate("\(certificateFile) and \(keyFile) do not go together (\(error))")
+        }
+    }
+
+    private func read<Content>(
+        _ file: String, _ what: String, _ body: (String) throws -> Content
+    ) throws(NBDServerError) -> Content {
+        guard access(file, R_OK) == 0 else {
+            throw .certificate("\(file): \(String(cString: strerror(errno)))")
+        }
+        do { return try body(file) } catch { throw .certificate("\(file) holds no \(what) in PEM format") }
+    }
+
+    private func certificates(_ file: String) throws(NBDServerError) -> [NIOSSLCertificate] {
+        let found = try read(file, "certificate", NIOSSLCertificate.fromPEMFile)
+        guard !found.isEmpty else { throw .certificate("\(file) holds no certificate in PEM format") }
+        return found
     }
 }

@@ -51,6 +51,7 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         case EROFS: return CopyError(kind, action, reason)
         case ENOSPC, EDQUOT:
             return CopyError(.cannotCreate, action, "no space left", advice: freeSpace)
+        case ENAMETOOLONG: return CopyError(.cannotCreate, action, reason, advice: "choose a shorter name")
         default: return CopyError(kind, action, reason)
         }
     }

@@ -188,40 +188,4 @@ import Testing
         try expect(["restore", "volume", scratch("none"), "--to", scratch("r")], exits: 66, saying: "none")
         try expect(["show", scratch("none")], exits: 66, saying: "none")
     }
-
-    @Test func aSecondCopyIsToldToTryAgain() throws {
-        let scratch = try ScratchDirectory()
-        try makePatternFile(scratch("volume.img"), count: 4 << 20)
-        let host = try HostProcess(scratch)
-        let first = try Outboard.start([
-            "copy", "--host", host.control, "--to", scratch("first"), "--post-thaw",
-            "touch \(scratch("begun")); until [ -e \(scratch("go")) ]; do sleep 0.05; done",
-        ])
-        // The first copy's epoch is open and held while its command waits for us.
-        let begun = try runProgram(
-            "bash", ["-c", "until [ -e \(scratch("begun")) ]; do sleep 0.05; done"], seconds: 30)
-        #expect(begun.isSuccess)
-        try expect(["copy", "--host", host.control, "--to", scratch("second")], exits: 75, saying: "copy")
-        #expect(!exists(scratch("second")))
-        try makeSparseFile(scratch("go"), size: 0)
-        #expect(first.wait() == .exit(0), "\(first.errors)")
-    }
-
-    @Test func anInterruptedCopyLeavesNothing() throws {
-        let scratch = try ScratchDirectory()
-        try makePatternFile(scratch("volume.img"), count: 4 << 20)
-        let host = try HostProcess(scratch)
-        let copy = try Outboard.start([
-            "copy", "--host", host.control, "--to", scratch("copy"), "--max-rate", "64KiB", "--post-thaw",
-            "touch \(scratch("begun"))",
-        ])
-        let begun = try runProgram(
-            "bash", ["-c", "until [ -e \(scratch("begun")) ]; do sleep 0.05; done"], seconds: 30)
-        #expect(begun.isSuccess)
-        copy.signal(SIGINT)
-        #expect(copy.wait(seconds: 30) == .exit(75), "\(copy.errors)")
-        #expect(!exists(scratch("copy")))
-        #expect(try host.ask("volume.status").contains("\"state\":\"released\""))
-        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
-    }
 }

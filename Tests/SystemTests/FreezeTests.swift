@@ -83,6 +83,19 @@ import Testing
         try LoopMount.succeed("fsfreeze", ["-u", mount.path])
     }
 
+    @Test func aFileSystemIsFrozenOnce() throws {
+        let scratch = try ScratchDirectory()
+        let mount = try TestMount(loop: 32 << 20, in: scratch)
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let host = try HostProcess(scratch)
+        let result = try Outboard.run([
+            "copy", "--host", host.control, "--to", scratch("copy"), "--freeze", mount.path, "--freeze",
+            mount.path + "/.",
+        ])
+        #expect(result.status == 64 && result.errors.contains("named twice"), "\(result)")
+        #expect(try host.isIdle() && !isFrozen(mount.path))
+    }
+
     /// What the host must write while it makes the instant would wait for the thaw, and the thaw for the host.
     @Test(arguments: ["source", "cache", "cache by a loop device", "control", "to"])
     func aFreezeUnderTheCopysOwnFilesIsRefused(what: String) throws {

@@ -1,6 +1,7 @@
 import Agent
 import Blocks
 import Foundation
+import PhysicalCopy
 import TestSupport
 import Testing
 
@@ -84,6 +85,10 @@ import Testing
                     #expect(integrated.status == 0, "\(integrated)")
                 }
             }
+            let instants = try ["a", "b"].map {
+                try PhysicalCopy("\(group)/\($0)").manifest.epoch.institutedAt
+            }
+            #expect(instants[0] == instants[1])
             let a = try number(in: group + "/a")
             let b = try number(in: group + "/b")
             #expect(b <= a && a <= b + 1, "round \(round): A holds \(a), B holds \(b)")

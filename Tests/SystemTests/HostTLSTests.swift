@@ -66,6 +66,29 @@ import Testing
         #expect(host.stop() == .exit(0), "\(host.process.errors)")
     }
 
+    @Test func aFileThatIsOfNoUseIsNamed() throws {
+        let scratch = try ScratchDirectory()
+        try makeCertificates(scratch)
+        try makePatternFile(scratch("volume.img"), count: 1 << 20)
+        try Data("no PEM\n".utf8).write(to: URL(fileURLWithPath: scratch("text")))
+        let good = ["ours/server-cert.pem", "ours/server-key.pem", "ours/ca-cert.pem"].map { scratch($0) }
+        for (place, bad, text) in [
+            (0, "none", "none: No such file"), (1, "none", "none: No such file"),
+            (2, "none", "none: No such file"),
+            (0, "text", "text holds no certificate"), (1, "text", "text holds no private key"),
+            (2, "text", "text holds no certificate"), (1, "ours/client-key.pem", "do not go together"),
+        ] {
+            var files = good
+            files[place] = scratch(bad)
+            let result = try Outboard.run([
+                "host", "--source", scratch("volume.img"), "--cache", scratch("c"), "--socket", scratch("s"),
+                "--control", scratch("k"), "--listen", "127.0.0.1:0", "--tls-certificate", files[0],
+                "--tls-key", files[1], "--tls-ca", files[2],
+            ])
+            #expect(result.status == 66 && result.errors.contains(text), "\(place) \(bad): \(result)")
+        }
+    }
+
     @Test func tcpIsNotServedWithoutAnAuthority() throws {
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 1 << 20)

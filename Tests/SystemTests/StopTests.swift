@@ -40,19 +40,11 @@ import Testing
         #expect(wentOn.awaitWriter(), "\(copy.errors)")
     }
 
-    @Test(arguments: [false, true]) func aSignalEndsARestoreInOrder(isThere: Bool) throws {
-        let scratch = try ScratchDirectory()
-        try makePatternFile(scratch("volume.img"), count: 8 << 20)
-        let host = try HostProcess(scratch)
-        let made = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")])
-        #expect(made.isSuccess, "\(made)")
-        let directory = scratch("site")
-        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
-        if isThere { try makeSparseFile(directory + "/there", size: 8 << 20) }
+    /// A restore that goes slowly, when bytes have been restored.
+    private func restoreInProgress(_ copy: String, _ directory: String) throws -> ChildProcess {
         // At this rate it takes minutes, and a worker waits for its turn most of the time.
         let restore = try Outboard.start([
-            "restore", "volume", scratch("copy"), "--to", directory + "/there", "--force", "--max-rate",
-            "64KiB",
+            "restore", "volume", copy, "--to", directory + "/there", "--force", "--max-rate", "64KiB",
         ])
         // By the clock, as in CopyInProgress.
         try waitUntil("bytes are restored") {
@@ -61,6 +53,43 @@ import Testing
                 return stat("\(directory)/\(name)", &status) == 0 && status.st_blocks > 0
             }
         }
+        return restore
+    }
+
+    private func copyAndSite() throws -> (scratch: ScratchDirectory, directory: String) {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 8 << 20)
+        let host = try HostProcess(scratch)
+        let made = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")])
+        #expect(made.isSuccess, "\(made)")
+        let directory = scratch("site")
+        try FileManager.default.createDirectory(atPath: directory, withIntermediateDirectories: false)
+        return (scratch, directory)
+    }
+
+    @Test func whatAKilledRestoreLeftIsRemovedByTheNext() throws {
+        let (scratch, directory) = try copyAndSite()
+        // Of a process that lives: ours.
+        let living = ".there.partial-\(getpid())"
+        try Data().write(to: URL(fileURLWithPath: "\(directory)/\(living)"))
+        let restore = try restoreInProgress(scratch("copy"), directory)
+        let bridges = RunningProcesses.children(of: restore.identifier)
+        #expect(!bridges.isEmpty)
+        restore.signal(SIGKILL)
+        #expect(restore.waitForExit() == .signal(SIGKILL))
+        // By the clock: they are no children of ours.
+        try waitUntil("the bridge has ended", seconds: 20) { bridges.allSatisfy(RunningProcesses.hasEnded) }
+        let left = ".there.partial-\(restore.identifier)"
+        #expect(Set(try FileManager.default.contentsOfDirectory(atPath: directory)) == [living, left])
+        let next = try Outboard.run(["restore", "volume", scratch("copy"), "--to", directory + "/there"])
+        #expect(next.isSuccess, "\(next)")
+        #expect(Set(try FileManager.default.contentsOfDirectory(atPath: directory)) == [living, "there"])
+    }
+
+    @Test(arguments: [false, true]) func aSignalEndsARestoreInOrder(isThere: Bool) throws {
+        let (scratch, directory) = try copyAndSite()
+        if isThere { try makeSparseFile(directory + "/there", size: 8 << 20) }
+        let restore = try restoreInProgress(scratch("copy"), directory)
         restore.signal(SIGINT)
         #expect(restore.wait(seconds: 10) == .exit(75), "\(restore.errors)")
         #expect(restore.errors.contains("restored in part only") == isThere, "\(restore.errors)")
