@@ -18,14 +18,18 @@ struct HostStorage {
     let sourcePath: String
     let cachePath: String
     let isCacheNew: Bool
+    /// The files below source and cache where those are loop devices: locked, too, so that nobody takes one of
+    /// them by its other name.
+    private let layers: [StorageFile]
 
     init(_ options: HostOptions) throws {
-        source = try Self.openSource(options.source)
+        var layers: [StorageFile] = []
+        source = try Self.openSource(options.source, &layers)
         sourcePath = absolutePath(options.source)
         volume = try Self.identity(
             options.volume, source: source.isBlockDevice ? Self.deviceName(options.source) : sourcePath)
         do {
-            (cache, isCacheNew) = try Self.openCache(options, beside: source)
+            (cache, isCacheNew) = try Self.openCache(options, beside: source, &layers)
             cachePath = absolutePath(options.cache)
             let found = try Self.superblock(of: cache, path: options.cache)
             do {
@@ -37,7 +41,9 @@ struct HostStorage {
             // An epoch that is still open goes on with the chunks it was begun with.
             let kept = found?.epoch?.state == .open ? found?.geometry.chunkSize : nil
             chunkSize = options.chunkSize?.bytes ?? kept ?? Self.defaultChunkSize
+            self.layers = layers
         } catch {
+            for layer in layers { layer.close() }
             source.close()
             throw error
         }
@@ -46,6 +52,7 @@ struct HostStorage {
     func close() {
         cache.close()
         source.close()
+        for layer in layers { layer.close() }
     }
 
     /// Closes, and removes a cache that was made for a start that failed.
@@ -54,10 +61,10 @@ struct HostStorage {
         if isCacheNew { unlink(cachePath) }
     }
 
-    private static func openSource(_ path: String) throws -> StorageFile {
+    private static func openSource(_ path: String, _ layers: inout [StorageFile]) throws -> StorageFile {
         let source: StorageFile
         do throws(StorageError) {
-            source = try StorageFile.open(path, access: .readWrite, mode: .pageCache, lock: .exclusive)
+            source = try open(path, &layers)
         } catch {
             let advice: String =
                 switch error.kind {
@@ -68,6 +75,7 @@ struct HostStorage {
             throw error.failure(advice: advice)
         }
         guard source.size > 0, source.size % sectorSize == 0 else {
+            for layer in layers { layer.close() }
             source.close()
             throw Failure(
                 .damaged,
@@ -79,14 +87,15 @@ struct HostStorage {
 
     /// The cache, and whether it was made.
     private static func openCache(
-        _ options: HostOptions, beside source: StorageFile
+        _ options: HostOptions, beside source: StorageFile, _ layers: inout [StorageFile]
     ) throws -> (StorageFile, isNew: Bool) {
         let path = options.cache
         let identity = try identity(ofExisting: path)
         let isSource =
             identity.map { found in
-                found == source.identity || below(found).contains(source.identity)
-                    || below(source.identity).contains(found)
+                found == source.identity
+                    || LoopLayers.below(found).contains { $0.identity == source.identity }
+                    || LoopLayers.below(source.identity).contains { $0.identity == found }
             } ?? false
         guard !isSource else {
             throw Failure(
@@ -100,32 +109,29 @@ struct HostStorage {
             } catch { throw error.failure(advice: "check --cache", creating: true) }
         }
         do throws(StorageError) {
-            let cache = try StorageFile.open(path, access: .readWrite, mode: .pageCache, lock: .exclusive)
-            return (cache, identity == nil)
+            return (try open(path, &layers), identity == nil)
         } catch {
             throw error.failure(
                 advice: error.kind == .locked ? "another host uses this cache: name another --cache" : "")
         }
     }
 
-    /// The files that lie below a loop device, or below its whole device if it is a partition, through loops upon
-    /// loops.
-    private static func below(_ storage: StorageIdentity, depth: Int = 8) -> [StorageIdentity] {
-        guard storage.isBlockDevice, depth > 0 else { return [] }
-        let number = storage.device
-        let major = number >> 8 & 0xFFF | number >> 32 & 0xFFFF_F000
-        let minor = number & 0xFF | number >> 12 & 0xFFFF_FF00
-        let place = "/sys/dev/block/\(major):\(minor)"
-        var found: [StorageIdentity] = []
-        for file in ["\(place)/loop/backing_file", "\(place)/../loop/backing_file"] {
-            // What is no loop device, or has lost its file, has nothing below it that can be named.
-            guard let text = try? String(contentsOfFile: file, encoding: .utf8),
-                let identity = try? StorageIdentity.of(
-                    path: text.trimmingCharacters(in: CharacterSet.newlines))
-            else { continue }
-            found += [identity] + below(identity, depth: depth - 1)
+    /// Opens and locks it, and locks what lies below it.
+    private static func open(
+        _ path: String, _ layers: inout [StorageFile]
+    ) throws(StorageError) -> StorageFile {
+        let file = try StorageFile.open(path, access: .readWrite, mode: .pageCache, lock: .exclusive)
+        do throws(StorageError) {
+            for layer in LoopLayers.below(file.identity) {
+                layers.append(
+                    try StorageFile.open(
+                        layer.path, access: .readOnly, mode: .pageCache, lock: .exclusive))
+            }
+        } catch {
+            file.close()
+            throw error
         }
-        return found
+        return file
     }
 
     private static func identity(ofExisting path: String) throws -> StorageIdentity? {

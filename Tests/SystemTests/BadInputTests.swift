@@ -78,6 +78,30 @@ import Testing
         #expect(try contents(scratch("volume.img")).allSatisfy { $0 == 0 })
     }
 
+    @Test(.enabled(if: Machine.canMount, "needs root and loop devices"), arguments: [true, false])
+    func aVolumeIsServedOnceByWhateverName(deviceFirst: Bool) throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 4 << 20)
+        let loop = try runProgram("losetup", ["--find", "--show", scratch("volume.img")])
+        try #require(loop.isSuccess, "\(loop)")
+        let device = loop.output.trimmingCharacters(in: .whitespacesAndNewlines)
+        let names = deviceFirst ? [device, scratch("volume.img")] : [scratch("volume.img"), device]
+        let host = try HostProcess(scratch, source: names[0])
+        var arguments = hostArguments(scratch, source: "", cache: "c")
+        arguments[2] = names[1]
+        try expect(arguments, exits: 75, saying: "another host serves this volume")
+        // Nor is it overwritten by its other name.
+        #expect(try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")]).isSuccess)
+        if deviceFirst {
+            try expect(
+                ["restore", "volume", scratch("copy"), "--to", names[1], "--force"], exits: 75,
+                saying: names[1])
+        }
+        #expect(host.stop() == .exit(0))
+        #expect(try Outboard.run(["verify", scratch("copy")]).isSuccess)
+        #expect(try runProgram("losetup", ["--detach", device]).isSuccess)
+    }
+
     @Test func aCacheKnowsItsVolumeAndASourceItsHost() throws {
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 4 << 20)
