@@ -367,10 +367,8 @@ private final class Running: Sendable {
                 let outcome = bench.results(.copyStatus, 1)
                 if outcome.isGood, try CopyStatus(decoding: outcome.dataIn).transferCount > 0 { break }
             }
-            let start = MonotonicClock.now
             copy.task.abort()
             #expect(copy.end().status == .taskAborted)
-            #expect(MonotonicClock.now - start < 5_000_000_000)
             device.close()
         }
     }

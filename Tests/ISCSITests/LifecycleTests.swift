@@ -73,7 +73,7 @@ final class RawSocket {
         for tag in 0..<UInt32(count) {
             socket.send(peer.command(tag, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
         }
-        #expect(device.state.wait(nanoseconds: 20_000_000_000) { $0.hanging == count ? true : nil } == true)
+        #expect(device.state.wait(nanoseconds: 120_000_000_000) { $0.hanging == count ? true : nil } == true)
         return peer
     }
 
@@ -98,7 +98,7 @@ final class RawSocket {
         try socket.logIn()
         Self.hang(device, socket)
         socket.drop()
-        let ended = device.state.wait(nanoseconds: 20_000_000_000) {
+        let ended = device.state.wait(nanoseconds: 120_000_000_000) {
             $0.hanging == 0 && $0.closed == 1 ? true : nil
         }
         #expect(ended == true)
@@ -166,7 +166,7 @@ final class RawSocket {
         try victim.logIn()
         var its = Peer()
         victim.send(its.command(0, [MemoryDevice.lingerCode, 0, 0, 0, 0, 0, 0, 0, 0, 0]))
-        #expect(device.state.wait(nanoseconds: 20_000_000_000) { $0.hanging == 1 ? true : nil } == true)
+        #expect(device.state.wait(nanoseconds: 120_000_000_000) { $0.hanging == 1 ? true : nil } == true)
         let other = try RawSocket(port: target.port)
         var login = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
         login.lun = 0x8000_0099_0000_0000

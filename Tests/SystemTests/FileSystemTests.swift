@@ -45,7 +45,7 @@ import Testing
         try LoopMount.succeed("mount", ["-o", options, data, place])
         defer {
             // Busy for a moment, at times; one that stays makes the removal of the directory fail, visibly.
-            try? waitUntil("the look is over", seconds: 10) { try runProgram("umount", [place]).isSuccess }
+            try? waitUntil("the look is over") { try runProgram("umount", [place]).isSuccess }
         }
         var files: [String: [UInt8]] = [:]
         for name in try FileManager.default.contentsOfDirectory(atPath: place + "/files") {

@@ -48,8 +48,8 @@ import Testing
         copy.process.signal(SIGKILL)
         #expect(copy.process.waitForExit() == .signal(SIGKILL))
         // By the clock: it is no child of ours, and the host tells of its holders only when it is asked.
-        try waitUntil("the private bridge has ended", seconds: 20) { RunningProcesses.hasEnded(bridge) }
-        try waitUntil("the host sees that the agent is gone", seconds: 20) {
+        try waitUntil("the private bridge has ended") { RunningProcesses.hasEnded(bridge) }
+        try waitUntil("the host sees that the agent is gone") {
             try host.status().epoch?.isHeld == false
         }
         #expect(!FileManager.default.fileExists(atPath: copy.destination))

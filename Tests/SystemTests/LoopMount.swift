@@ -43,7 +43,7 @@ final class LoopMount: Sendable {
         _ = try? runProgram("fsfreeze", ["-u", mountPoint], seconds: 10)
         do {
             // Who was blocked by a freeze holds the mount until it has ended.
-            try waitUntil("the mount is no longer busy", seconds: 10) {
+            try waitUntil("the mount is no longer busy") {
                 try runProgram("umount", [mountPoint], seconds: 30).isSuccess
             }
         } catch {

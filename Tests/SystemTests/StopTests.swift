@@ -78,7 +78,7 @@ import Testing
         restore.signal(SIGKILL)
         #expect(restore.waitForExit() == .signal(SIGKILL))
         // By the clock: they are no children of ours.
-        try waitUntil("the bridge has ended", seconds: 20) { bridges.allSatisfy(RunningProcesses.hasEnded) }
+        try waitUntil("the bridge has ended") { bridges.allSatisfy(RunningProcesses.hasEnded) }
         let left = ".there.partial-\(restore.identifier)"
         #expect(Set(try FileManager.default.contentsOfDirectory(atPath: directory)) == [living, left])
         let next = try Outboard.run(["restore", "volume", scratch("copy"), "--to", directory + "/there"])
@@ -91,7 +91,7 @@ import Testing
         if isThere { try makeSparseFile(directory + "/there", size: 8 << 20) }
         let restore = try restoreInProgress(scratch("copy"), directory)
         restore.signal(SIGINT)
-        #expect(restore.wait(seconds: 10) == .exit(75), "\(restore.errors)")
+        #expect(restore.wait(seconds: 60) == .exit(75), "\(restore.errors)")
         #expect(restore.errors.contains("restored in part only") == isThere, "\(restore.errors)")
         #expect(restore.errors.contains("nothing half made was left") == !isThere, "\(restore.errors)")
         let left = try FileManager.default.contentsOfDirectory(atPath: directory)
