@@ -12,6 +12,10 @@ import Synchronization
 public final class BridgeDevice: SCSITargetDevice {
     /// In ascending order of their numbers, which are unique, as are their designators.
     let units: [LogicalUnit]
+    /// By the names in lower case of initiators that some unit names: all that each may see.
+    private let visible: [String: [LogicalUnit]]
+    /// What any other initiator may see.
+    private let visibleToAll: [LogicalUnit]
     let mover: any CopyMover
     let logger: Logger
     let running = Monitor(0)
@@ -36,7 +40,14 @@ public final class BridgeDevice: SCSITargetDevice {
     }
 
     init(opened: [LogicalUnit], mover: any CopyMover, logger: Logger) throws(BridgeError) {
-        units = opened.sorted { $0.number < $1.number }
+        let units = opened.sorted { $0.number < $1.number }
+        self.units = units
+        visibleToAll = units.filter { $0.initiators == nil }
+        let named = units.reduce(into: Set<String>()) { $0.formUnion($1.initiators ?? []) }
+        visible = Dictionary(
+            uniqueKeysWithValues: named.map { name in
+                (name, units.filter { $0.initiators?.contains(name) ?? true })
+            })
         self.mover = mover
         self.logger = logger
         var seen: [[UInt8]: Int] = [:]
@@ -95,7 +106,9 @@ public final class BridgeDevice: SCSITargetDevice {
     // MARK: Nexuses
 
     /// What an initiator's session may see and name. The one place where that is decided.
-    func units(visibleTo nexus: Nexus) -> [LogicalUnit] { units }
+    func units(visibleTo nexus: Nexus) -> [LogicalUnit] {
+        visible[nexus.initiatorName.lowercased()] ?? visibleToAll
+    }
 
     public func openNexus(_ nexus: Nexus) {
         let state = NexusState(nexus, units: units(visibleTo: nexus))

@@ -15,6 +15,8 @@ public struct BridgeUnit: Hashable, Sendable {
     public var isLocked = true
     /// What people call it, in the log; the path unless given.
     public var name: String?
+    /// The names of the initiators that may see and name it; nil: all. Compared without regard to case.
+    public var initiators: Set<String>?
 
     public init(
         number: Int, path: String, readOnly: Bool = false, blockSize: UInt32 = 512, name: String? = nil

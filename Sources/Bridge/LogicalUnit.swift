@@ -22,6 +22,8 @@ final class LogicalUnit: Sendable {
     let naa: DesignationDescriptor
     /// 60 bits in 16 hexadecimal digits, the NAA's first among them.
     let serial: String
+    /// The names in lower case of those who may see and name it; nil: all.
+    let initiators: Set<String>?
 
     init(
         _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil
@@ -46,6 +48,7 @@ final class LogicalUnit: Sendable {
         backedBytes = size
         self.file = file
         self.storage = storage
+        initiators = unit.initiators.map { Set($0.map { $0.lowercased() }) }
         let value = storage.hash(unitNumber: unit.number)
         naa = .naaLocallyAssigned(value)
         serial = naa.designator.map { byte in

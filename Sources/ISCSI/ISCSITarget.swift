@@ -1,4 +1,5 @@
 import Blocks
+import Glibc
 import Logging
 import NIOCore
 import NIOPosix
@@ -6,20 +7,23 @@ import SCSI
 
 /// What an iSCSI target listens on and whom it lets in.
 public struct ISCSITargetConfiguration: Sendable {
-    /// A host name or address.
-    public var host: String
-    /// 0: any that is free; see ``ISCSITarget/port``.
-    public var port: Int
+    /// One or more.
+    public var portals: [ISCSIPortal]
     /// The target's iSCSI name, e.g. `iqn.2026-01.net.example:outboard` (RFC 7143 §4.2.7).
     public var targetName: String
-    /// Nil: anybody may log in.
-    public var credentials: CHAPCredentials?
+    public var access: ISCSIAccess
 
-    public init(host: String, port: Int, targetName: String, credentials: CHAPCredentials? = nil) {
-        self.host = host
-        self.port = port
+    public init(portals: [ISCSIPortal], targetName: String, access: ISCSIAccess) {
+        self.portals = portals
         self.targetName = targetName
-        self.credentials = credentials
+        self.access = access
+    }
+
+    /// One portal, and credentials that all initiators share; without, anybody may log in.
+    public init(host: String, port: Int, targetName: String, credentials: CHAPCredentials? = nil) {
+        self.init(
+            portals: [ISCSIPortal(host: host, port: port)], targetName: targetName,
+            access: .anybody(credentials))
     }
 
     /// Whether `name` is an iSCSI name (RFC 7143 §4.2.7: `iqn.`, `eui.` or `naa.`, at most 223 bytes of
@@ -40,52 +44,69 @@ public final class ISCSITarget: Sendable {
     public enum StartError: Error, Hashable, Sendable {
         /// The target name is none (see ``ISCSITargetConfiguration/isValidName(_:)``).
         case invalidTargetName(String)
+        case noPortal
+        /// A portal cannot be listened on. `code` is the errno, where the system gave one.
+        case cannotListen(ISCSIPortal, code: Int32?, reason: String)
     }
 
-    /// The port that is listened on.
-    public let port: Int
+    /// What is listened on, in the order of the configuration, with the ports that were had.
+    public let portals: [ISCSIPortal]
+    /// That of the first portal.
+    public var port: Int { portals[0].port }
 
     private let group: MultiThreadedEventLoopGroup
-    private let listener: any Channel
+    private let listeners: [any Channel]
     private let shared: TargetShared
     private let logger: Logger
 
     private init(
-        port: Int, group: MultiThreadedEventLoopGroup, listener: any Channel, shared: TargetShared,
-        logger: Logger
+        portals: [ISCSIPortal], group: MultiThreadedEventLoopGroup, listeners: [any Channel],
+        shared: TargetShared, logger: Logger
     ) {
-        self.port = port
+        self.portals = portals
         self.group = group
-        self.listener = listener
+        self.listeners = listeners
         self.shared = shared
         self.logger = logger
     }
 
     /// Listens, and serves `device` to whoever logs in.
-    /// - Throws: ``StartError``, or what the system says about address and port.
+    /// - Throws: ``StartError``; then nothing is listened on.
     public static func start(
         device: any SCSITargetDevice, configuration: ISCSITargetConfiguration, logger: Logger
     ) async throws -> ISCSITarget {
         guard ISCSITargetConfiguration.isValidName(configuration.targetName) else {
             throw StartError.invalidTargetName(configuration.targetName)
         }
-        let identity = TargetIdentity(name: configuration.targetName, credentials: configuration.credentials)
+        guard !configuration.portals.isEmpty else { throw StartError.noPortal }
+        let identity = TargetIdentity(name: configuration.targetName, access: configuration.access.lowercased)
         let shared = TargetShared(device: device, identity: identity, logger: logger)
         let group = MultiThreadedEventLoopGroup(numberOfThreads: min(4, System.coreCount))
-        do {
-            let listener = try await listen(group, configuration, shared)
-            let port = listener.localAddress?.port ?? configuration.port
-            return ISCSITarget(port: port, group: group, listener: listener, shared: shared, logger: logger)
-        } catch {
-            // The first error is the one to tell; nothing runs on the group yet.
-            try? await group.shutdownGracefully()
-            throw error
+        var portals: [ISCSIPortal] = []
+        var listeners: [any Channel] = []
+        for var portal in configuration.portals {
+            do {
+                let listener = try await listen(group, portal, shared)
+                portal.port = listener.localAddress?.port ?? portal.port
+                portals.append(portal)
+                listeners.append(listener)
+            } catch {
+                // The first error is the one to tell. Who came by an earlier portal meanwhile has to go.
+                for listener in listeners { try? await listener.close().get() }
+                shared.registry.close()
+                await shared.endConnections(on: group.next())
+                try? await group.shutdownGracefully()
+                let code = (error as? IOError)?.errnoCode
+                throw StartError.cannotListen(
+                    portal, code: code, reason: code.map { String(cString: strerror($0)) } ?? "\(error)")
+            }
         }
+        return ISCSITarget(
+            portals: portals, group: group, listeners: listeners, shared: shared, logger: logger)
     }
 
     private static func listen(
-        _ group: MultiThreadedEventLoopGroup, _ configuration: ISCSITargetConfiguration,
-        _ shared: TargetShared
+        _ group: MultiThreadedEventLoopGroup, _ portal: ISCSIPortal, _ shared: TargetShared
     ) async throws -> any Channel {
         let userTimeout = ChannelOptions.Types.SocketOption(
             level: .tcp, name: NIOBSDSocket.Option(rawValue: TCPOption.userTimeout))
@@ -113,14 +134,14 @@ public final class ISCSITarget: Sendable {
                     }
                 }
             }
-            .bind(host: configuration.host, port: configuration.port).get()
+            .bind(host: portal.host, port: portal.port).get()
     }
 
     /// Stops listening, asks the initiators to log out, gives them ``ISCSILimits/shutdownSeconds``, and ends
     /// every session: commands are aborted, the device hears of each lost nexus before this returns.
     public func shutdown() async {
         // It may have been closed by the system already.
-        try? await listener.close().get()
+        for listener in listeners { try? await listener.close().get() }
         shared.registry.close()
         await shared.endConnections(on: group.next())
         do { try await group.shutdownGracefully() } catch {

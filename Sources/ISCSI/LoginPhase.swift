@@ -2,7 +2,8 @@
 struct TargetIdentity: Sendable {
     /// The target's iSCSI name.
     var name: String
-    var credentials: CHAPCredentials?
+    /// Its names are in lower case.
+    var access: ISCSIAccess
     /// Random bytes, as many as asked for.
     var random: @Sendable (Int) -> [UInt8] = { count in
         var generator = SystemRandomNumberGenerator()
@@ -17,6 +18,7 @@ enum LoginStatus: UInt16 {
     case success = 0x0000
     case initiatorError = 0x0200
     case authenticationFailure = 0x0201
+    case authorizationFailure = 0x0202
     case notFound = 0x0203
     case unsupportedVersion = 0x0205
     case tooManyConnections = 0x0206
@@ -80,6 +82,8 @@ struct LoginPhase {
     private var initiatorName: String?
     private var isDiscovery = false
     private var hasIdentified = false
+    /// What the initiator of that name must prove; nil: nothing.
+    private var credentials: CHAPCredentials?
     private var chap: CHAPExchange?
     private var methodAgreed = false
     private var negotiation = OperationalNegotiation()
@@ -87,7 +91,9 @@ struct LoginPhase {
     init(target: TargetIdentity) { self.target = target }
 
     /// Whether the initiator has proven who it is, or need not.
-    private var isAuthenticated: Bool { target.credentials == nil || chap?.isProven == true }
+    private var isAuthenticated: Bool {
+        hasIdentified && (credentials == nil || chap?.isProven == true)
+    }
 
     mutating func handle(_ pdu: PDU) -> Step {
         do throws(Failure) {
@@ -119,6 +125,9 @@ struct LoginPhase {
         }
         text = []
         var answers = try identify(&keys)
+        guard current == .security || isAuthenticated else {
+            throw Failure(.authenticationFailure, "authentication is required")
+        }
         answers += current == .security ? try negotiateSecurity(keys) : try negotiateOperation(keys)
         // Nobody leaves the security stage without having proven who they are.
         guard let next, isAuthenticated else {
@@ -164,8 +173,6 @@ struct LoginPhase {
         }
         if let stage {
             guard named == stage else { throw Failure(.invalidDuringLogin, "not the stage that is on") }
-        } else if named == .operational, target.credentials != nil {
-            throw Failure(.authenticationFailure, "authentication is required")
         }
         stage = named
         return named
@@ -201,7 +208,13 @@ struct LoginPhase {
         default: throw Failure(.sessionTypeNotSupported, "no such session type")
         }
         // iSCSI names compare in lower case (RFC 7143 §4.2.7.2).
-        initiatorName = initiator.lowercased()
+        let name = initiator.lowercased()
+        switch target.access.demand(of: name) {
+        case .nothing: break
+        case .chap(let credentials): self.credentials = credentials
+        case .refused: throw Failure(.authorizationFailure, "initiator \(name) is not among those let in")
+        }
+        initiatorName = name
         hasIdentified = true
         if let name = named["TargetName"] {
             guard name.lowercased() == target.name.lowercased() else {
@@ -240,11 +253,11 @@ struct LoginPhase {
     private mutating func agreeOnMethod(_ offered: String) throws(Failure) -> TextKey {
         guard !methodAgreed else { throw Failure(.initiatorError, "AuthMethod twice") }
         methodAgreed = true
-        let wanted = target.credentials == nil ? "None" : "CHAP"
+        let wanted = credentials == nil ? "None" : "CHAP"
         guard offered.split(separator: ",").contains(Substring(wanted)) else {
             throw Failure(.authenticationFailure, "AuthMethod \(wanted) was not offered")
         }
-        if let credentials = target.credentials { chap = CHAPExchange(credentials, random: target.random) }
+        if let credentials { chap = CHAPExchange(credentials, random: target.random) }
         return TextKey("AuthMethod", wanted)
     }
 

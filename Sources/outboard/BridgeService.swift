@@ -4,7 +4,6 @@ import Bridge
 import Glibc
 import ISCSI
 import Logging
-import NIOCore
 
 /// One running bridge: units, copy manager and iSCSI target put together.
 final class BridgeService: Sendable {
@@ -46,11 +45,22 @@ final class BridgeService: Sendable {
                 device: device, server: server)
         } catch {
             device.close()
-            let code = (error as? IOError)?.errnoCode
-            let reason = code.map { String(cString: strerror($0)) } ?? "\(error)"
-            throw Failure(
+            throw Self.failure(error)
+        }
+    }
+
+    private static func failure(_ error: any Error) -> Failure {
+        guard let error = error as? ISCSITarget.StartError else { return Failure(error) }
+        switch error {
+        case .invalidTargetName(let name):
+            return Failure(
+                .usage, "'\(name)' is not an iSCSI name; an example: \(BridgeSettings.defaultTarget)")
+        case .noPortal: return Failure(.usage, "a bridge needs a portal; give --portal ADDRESS:PORT")
+        case .cannotListen(let portal, let code, let reason):
+            let text = Endpoint(host: portal.host, port: portal.port).text
+            return Failure(
                 code == EACCES || code == EPERM ? .notPermitted : .cannotCreate,
-                "cannot listen on \(settings.portal.text): \(reason); choose another --portal")
+                "cannot listen on \(text): \(reason); choose another --portal")
         }
     }
 

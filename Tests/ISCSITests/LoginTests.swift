@@ -226,6 +226,47 @@ import Testing
         }
     }
 
+    /// Each initiator name has its own credentials: nobody gets in by another's, or by a name that is not listed.
+    @Test func eachInitiatorProvesItsOwn() throws {
+        let own = try Self.credentials()
+        let other = try CHAPCredentials(name: "op", secret: Self.targetSecret)
+        let mine = "iqn.2026-01.net.example:peer"
+        let open: [String: CHAPCredentials?] = ["iqn.2026-01.net.example:other": other, mine: nil]
+        var free = Peer(access: .only(open))
+        free.logIn()
+        #expect(free.connection.isLoggedIn && free.connection.nexus?.initiatorName == mine)
+
+        var stranger = Peer(access: .only(["iqn.2026-01.net.example:other": other]))
+        stranger.logIn()
+        #expect(LoginTests.status(stranger.received.last) == 0x0202 && stranger.closed != nil)
+
+        let both = ISCSIAccess.only([mine: own, "iqn.2026-01.net.example:other": other])
+        for (name, secret, fits) in [
+            ("peer", Self.secret, true), ("PEER", Self.secret, true), ("peer", Self.targetSecret, false),
+            ("other", Self.secret, false), ("other", Self.targetSecret, true),
+        ] {
+            var peer = Peer(access: both)
+            let keys = [
+                TextKey("InitiatorName", "iqn.2026-01.net.example:" + name), TextKey("TargetName", Peer.name),
+                TextKey("AuthMethod", "CHAP"),
+            ]
+            // Not past the challenge by the operational stage either.
+            var straight = peer
+            straight.send(Peer.loginRequest(Array(keys.prefix(2)), flags: Peer.operationalToFull))
+            #expect(LoginTests.status(straight.received.last) == 0x0201 && !straight.connection.isLoggedIn)
+            peer.send(Peer.loginRequest(keys, flags: 0x00))
+            peer.send(Peer.loginRequest([TextKey("CHAP_A", "5")], flags: 0x00))
+            let asked = try LoginTests.keys(try #require(peer.take().last))
+            let id = try #require(UInt8(asked["CHAP_I"] ?? ""))
+            let challenge = try #require(TextKeys.binary(asked["CHAP_C"] ?? "", limit: 1024))
+            peer.send(
+                Peer.loginRequest(
+                    [TextKey("CHAP_N", "op"), Self.response(id, challenge, secret)], flags: 0x83))
+            #expect(peer.connection.isLoggedIn == fits, "\(name)")
+            #expect(LoginTests.status(peer.received.last) == (fits ? 0 : 0x0201), "\(name)")
+        }
+    }
+
     @Test func credentialsAreChecked() {
         #expect(throws: CHAPCredentials.Invalid.secretTooShort) {
             try CHAPCredentials(name: "op", secret: Array("elevenbytes".utf8))

@@ -23,7 +23,11 @@ struct Peer {
     var reportsWrites = true
 
     init(credentials: CHAPCredentials? = nil, budget: DataBudget = DataBudget()) {
-        let target = TargetIdentity(name: Self.name, credentials: credentials)
+        self.init(access: .anybody(credentials), budget: budget)
+    }
+
+    init(access: ISCSIAccess, budget: DataBudget = DataBudget()) {
+        let target = TargetIdentity(name: Self.name, access: access)
         connection = TargetConnection(target: target, portal: "127.0.0.1:3260", budget: budget)
     }
 
