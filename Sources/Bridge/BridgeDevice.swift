@@ -19,6 +19,7 @@ public final class BridgeDevice: SCSITargetDevice {
     let mover: any CopyMover
     let logger: Logger
     let running = Monitor(0)
+    let reservations = Reservations()
     private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
 
     /// Opens the files and devices of `units`: read-only ones without a lock, so that a volume can be read
@@ -118,15 +119,20 @@ public final class BridgeDevice: SCSITargetDevice {
     public func closeNexus(_ nexus: Nexus) {
         let state = nexuses.withLock { $0.removeValue(forKey: ObjectIdentifier(nexus)) }
         state?.close()
+        reservations.close(nexus)
     }
 
     public func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus) {
         guard let unit = unit(lun, for: nexus) else { return }
+        reservations.reset(unit: unit.number)
         for state in nexuses.withLock({ Array($0.values) }) {
             state.discardResults(of: unit)
             state.raise(.busDeviceReset, unit)
         }
     }
+
+    /// Of the nexuses that are open.
+    var nexusStates: [NexusState] { nexuses.withLock { Array($0.values) } }
 
     private func unit(_ lun: LogicalUnitNumber, for nexus: Nexus) -> LogicalUnit? {
         lun.number.flatMap { number in units(visibleTo: nexus).first { $0.number == number } }
@@ -167,6 +173,9 @@ public final class BridgeDevice: SCSITargetDevice {
         default: break
         }
         guard let unit else { preconditionFailure("only the three above come without a unit") }
+        reservations.begin(task, at: [unit.number])
+        defer { reservations.end(task, at: [unit.number]) }
+        if isExcluded(task, unit) { return .reservationConflict(task) }
         return try execute(command, task, unit, state)
     }
 
@@ -185,6 +194,8 @@ public final class BridgeDevice: SCSITargetDevice {
         case .writeSame16(let fields): return try blocks.writeSame(fields)
         case .modeSense(let fields):
             return .data(try ModeSenseAnswer.data(fields, unit), allocationLength: fields.allocationLength)
+        case .reservation(let command): return try reservation(command, task, unit)
+        case .capabilityReport(let report): return try OperationTable.report(report)
         case .extendedCopy(let length):
             return try extendedCopy(task, parameterListLength: length, unit, state)
         case .receiveCopyResults(let action, let identifier, let length):

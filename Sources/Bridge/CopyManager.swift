@@ -20,6 +20,14 @@ extension BridgeDevice {
         do throws(CheckCondition) {
             let plan = try CopyPlan(list, units: units(visibleTo: task.nexus))
             audit.plan = plan
+            let involved = plan.sources.union(plan.targets).subtracting([unit.number])
+            reservations.begin(task, at: involved)
+            defer { reservations.end(task, at: involved) }
+            if isExcluded(plan, task.nexus) {
+                record.cancel()
+                audit.log(record, "reservation conflict", logger)
+                return SCSIOutcome(status: .reservationConflict, dataOutUsed: length)
+            }
             let isDone = try run(plan, record, task, state)
             audit.log(record, isDone ? "done" : "aborted", logger)
             return SCSIOutcome(status: isDone ? .good : .taskAborted, dataOutUsed: length)

@@ -33,6 +33,9 @@ public enum BridgeLimits {
     /// Unit attention conditions pending at one unit for one nexus; SAM-5 lets a device drop repeated ones.
     static let unitAttentions = 8
 
+    /// Registrations of one logical unit; one more is refused, INSUFFICIENT REGISTRATION RESOURCES.
+    static let registrations = 1024
+
     static let copyList = CopyListLimits(
         cscdDescriptors: cscdDescriptors, segmentDescriptors: segmentDescriptors,
         descriptorListBytes: descriptorListBytes, inlineDataBytes: 0, supportsNoListIdentifier: true)

@@ -116,6 +116,8 @@ public enum Command: Hashable, Sendable {
     case synchronizeCache(SynchronizeCache)
     case writeSame16(WriteSame)
     case modeSense(ModeSense)
+    case reservation(ReservationCommand)
+    case capabilityReport(CapabilityReport)
     /// EXTENDED COPY (LID1), SPC-4 §6.4.
     case extendedCopy(parameterListLength: Int)
     /// RECEIVE COPY RESULTS; the list identifier counts for LID1's service actions only.
@@ -264,7 +266,10 @@ public enum Command: Hashable, Sendable {
             return .receiveCopyResults(
                 CopyResultsServiceAction(rawValue: cdb[1]), listIdentifier: cdb[2],
                 allocationLength: Int(cdb.bigEndian(at: 10, as: UInt32.self)))
-        default: throw CheckCondition(.invalidOperationCode)
+        case .maintenanceIn: return .capabilityReport(try CapabilityReport(decoding: cdb))
+        default:
+            if let command = try ReservationCommand(code, cdb) { return .reservation(command) }
+            throw CheckCondition(.invalidOperationCode)
         }
     }
 }

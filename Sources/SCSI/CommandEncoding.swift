@@ -9,6 +9,8 @@ extension Command {
         case .synchronizeCache(let fields): Self.encode(fields)
         case .writeSame16(let fields): Self.encode(fields)
         case .modeSense(let fields): Self.encode(fields)
+        case .reservation(let command): command.encoded()
+        case .capabilityReport(let report): report.encoded()
         default: encodedPlain()
         }
     }
@@ -49,7 +51,7 @@ extension Command {
                 $0.set(identifier, at: 2)
                 $0.set(UInt32(length), at: 10)
             }
-        case .read, .write, .synchronizeCache, .writeSame16, .modeSense:
+        case .read, .write, .synchronizeCache, .writeSame16, .modeSense, .reservation, .capabilityReport:
             preconditionFailure("encoded by itself")
         }
     }

@@ -8,12 +8,16 @@ public struct OperationCode: RawRepresentable, Hashable, Sendable {
     public static let read6 = OperationCode(rawValue: 0x08)
     public static let write6 = OperationCode(rawValue: 0x0A)
     public static let inquiry = OperationCode(rawValue: 0x12)
+    public static let reserve6 = OperationCode(rawValue: 0x16)
+    public static let release6 = OperationCode(rawValue: 0x17)
     public static let modeSense6 = OperationCode(rawValue: 0x1A)
     public static let readCapacity10 = OperationCode(rawValue: 0x25)
     public static let read10 = OperationCode(rawValue: 0x28)
     public static let write10 = OperationCode(rawValue: 0x2A)
     public static let synchronizeCache10 = OperationCode(rawValue: 0x35)
     public static let modeSense10 = OperationCode(rawValue: 0x5A)
+    public static let persistentReserveIn = OperationCode(rawValue: 0x5E)
+    public static let persistentReserveOut = OperationCode(rawValue: 0x5F)
     /// THIRD-PARTY COPY OUT; EXTENDED COPY (LID1) is its service action 00h.
     public static let extendedCopy = OperationCode(rawValue: 0x83)
     /// THIRD-PARTY COPY IN, formerly RECEIVE COPY RESULTS.
@@ -24,6 +28,7 @@ public struct OperationCode: RawRepresentable, Hashable, Sendable {
     public static let writeSame16 = OperationCode(rawValue: 0x93)
     public static let serviceActionIn16 = OperationCode(rawValue: 0x9E)
     public static let reportLUNs = OperationCode(rawValue: 0xA0)
+    public static let maintenanceIn = OperationCode(rawValue: 0xA3)
     public static let read12 = OperationCode(rawValue: 0xA8)
     public static let write12 = OperationCode(rawValue: 0xAA)
 
@@ -46,6 +51,10 @@ public enum ServiceAction {
     public static let extendedCopyLID1: UInt8 = 0x00
     /// READ CAPACITY (16), under 9Eh (SBC-3 §5.16).
     public static let readCapacity16: UInt8 = 0x10
+    /// REPORT SUPPORTED OPERATION CODES, under A3h (SPC-4 §6.35).
+    public static let reportSupportedOperationCodes: UInt8 = 0x0C
+    /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS, under A3h (SPC-4 §6.36).
+    public static let reportSupportedTaskManagementFunctions: UInt8 = 0x0D
 }
 
 /// Which results RECEIVE COPY RESULTS (84h) asks for (SPC-4 §6.21, §6.22 … SPC-3 table 160).

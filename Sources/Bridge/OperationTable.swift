@@ -1,0 +1,180 @@
+import Blocks
+import SCSI
+
+/// Every operation that the device knows: what REPORT SUPPORTED OPERATION CODES tells, and what a reservation
+/// of somebody else does to it (SPC-4 tables 66 and 67, SBC-3 table 13).
+struct Operation: Sendable {
+    /// Who may do it while somebody else holds a reservation.
+    enum Access: Sendable {
+        /// Everybody.
+        case all
+        /// Like a read: all but those whom an exclusive access reservation shuts out.
+        case read
+        /// Like a write: those only whom the reservation admits.
+        case write
+        /// The reservations decide it by themselves.
+        case reservation
+    }
+
+    let code: OperationCode
+    let serviceAction: UInt8?
+    let access: Access
+    /// CDB USAGE DATA: the operation code, the service action where there is one, and then for each bit
+    /// whether it is looked at.
+    let usage: [UInt8]
+
+    init(_ code: OperationCode, _ access: Access, _ mask: [UInt8]) { self.init(code, nil, access, mask) }
+
+    init(_ code: OperationCode, _ serviceAction: UInt8?, _ access: Access, _ mask: [UInt8]) {
+        self.code = code
+        self.serviceAction = serviceAction
+        self.access = access
+        var usage = [code.rawValue] + mask
+        if let serviceAction { usage[1] |= serviceAction }
+        precondition(usage.count == code.cdbLength, "a usage mask as long as the CDB")
+        self.usage = usage
+    }
+}
+
+enum OperationTable {
+    private static let none6: [UInt8] = [0, 0, 0, 0, 0]
+    private static let transfer6: [UInt8] = [0x1F, 0xFF, 0xFF, 0xFF, 0]
+    private static let transfer10: [UInt8] = [0xF8, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]
+    private static let transfer12: [UInt8] =
+        [0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0]
+    private static func wide(_ flags: UInt8) -> [UInt8] {
+        [flags] + [UInt8](repeating: 0xFF, count: 12) + [0, 0]
+    }
+    /// An allocation or parameter list length in bytes 10 to 13.
+    private static func thirdParty(_ listIdentifier: UInt8) -> [UInt8] {
+        [0, listIdentifier, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]
+    }
+
+    static let all: [Operation] = primary + blocks + reservations
+
+    private static let primary: [Operation] = [
+        Operation(.testUnitReady, .all, none6),
+        Operation(.requestSense, .all, [0x01, 0, 0, 0xFF, 0]),
+        Operation(.inquiry, .all, [0x01, 0xFF, 0xFF, 0xFF, 0]),
+        Operation(.modeSense6, .write, [0x08, 0xFF, 0xFF, 0xFF, 0]),
+        Operation(.modeSense10, .write, [0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0]),
+        Operation(.reportLUNs, .all, [0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
+        Operation(
+            .maintenanceIn, ServiceAction.reportSupportedOperationCodes, .read,
+            [0, 0x87, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
+        Operation(
+            .maintenanceIn, ServiceAction.reportSupportedTaskManagementFunctions, .read,
+            [0, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
+        Operation(.extendedCopy, ServiceAction.extendedCopyLID1, .write, thirdParty(0)),
+        Operation(
+            .receiveCopyResults, CopyResultsServiceAction.copyStatus.rawValue, .write, thirdParty(0xFF)),
+        Operation(
+            .receiveCopyResults, CopyResultsServiceAction.operatingParameters.rawValue, .write, thirdParty(0)),
+        Operation(
+            .receiveCopyResults, CopyResultsServiceAction.failedSegmentDetails.rawValue, .write,
+            thirdParty(0xFF)),
+    ]
+
+    private static let blocks: [Operation] = [
+        Operation(.read6, .read, transfer6),
+        Operation(.read10, .read, transfer10),
+        Operation(.read12, .read, transfer12),
+        Operation(.read16, .read, wide(0xF8)),
+        Operation(.write6, .write, transfer6),
+        Operation(.write10, .write, transfer10),
+        Operation(.write12, .write, transfer12),
+        Operation(.write16, .write, wide(0xF8)),
+        Operation(.readCapacity10, .all, [0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0x01, 0]),
+        Operation(
+            .serviceActionIn16, ServiceAction.readCapacity16, .all,
+            [0] + [UInt8](repeating: 0xFF, count: 12) + [0x01, 0]),
+        Operation(.synchronizeCache10, .write, [0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]),
+        Operation(.synchronizeCache16, .write, wide(0x02)),
+        Operation(.writeSame16, .write, wide(0xF9)),
+    ]
+
+    private static let reservations: [Operation] =
+        [Operation(.reserve6, .reservation, none6), Operation(.release6, .reservation, none6)]
+        + PersistentReserveInAction.allCases.map {
+            Operation(.persistentReserveIn, $0.rawValue, .reservation, [0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0])
+        }
+        + PersistentReserveOutAction.allCases.map {
+            Operation(
+                .persistentReserveOut, $0.rawValue, .reservation, [0, 0xFF, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0])
+        }
+
+    private static let byCode = Dictionary(grouping: all, by: \.code)
+
+    static func operations(of code: OperationCode) -> [Operation] { byCode[code] ?? [] }
+
+    static func operation(_ code: OperationCode, _ serviceAction: UInt16) -> Operation? {
+        operations(of: code).first { $0.serviceAction.map(UInt16.init) ?? serviceAction == serviceAction }
+    }
+
+    /// What a reservation does to a command. One that is not in the table is taken for a write.
+    static func access(of cdb: [UInt8]) -> Operation.Access {
+        guard cdb.count > 1 else { return .write }
+        let found = operations(of: OperationCode(rawValue: cdb[0]))
+        return (found.first { $0.serviceAction.map { $0 == cdb[1] & 0x1F } ?? true })?.access ?? .write
+    }
+
+    // MARK: What is told
+
+    static func report(_ report: CapabilityReport) throws(CheckCondition) -> SCSIOutcome {
+        switch report {
+        case .operationCodes(let selection, let timeouts, let length):
+            return .data(try data(selection, timeouts), allocationLength: length)
+        case .taskManagementFunctions(let extended, let length):
+            // ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET and TARGET RESET; time-outs are not told.
+            let data: [UInt8] =
+                [0xDA, 0, 0, extended ? 12 : 0] + [UInt8](repeating: 0, count: extended ? 12 : 0)
+            return .data(data, allocationLength: length)
+        }
+    }
+
+    private static func data(
+        _ selection: CapabilityReport.Selection, _ timeouts: Bool
+    ) throws(CheckCondition) -> [UInt8] {
+        switch selection {
+        case .all: return list(timeouts)
+        case .code(let code):
+            let found = operations(of: code)
+            if found.contains(where: { $0.serviceAction != nil }) {
+                throw CheckCondition(.invalidFieldInCDB(byte: 2, bit: 2))
+            }
+            return describe(found.first, timeouts)
+        case .serviceAction(let code, let action):
+            let found = operations(of: code)
+            if found.contains(where: { $0.serviceAction == nil }) {
+                throw CheckCondition(.invalidFieldInCDB(byte: 2, bit: 2))
+            }
+            return describe(operation(code, action), timeouts)
+        case .either(let code, let action):
+            let found = operation(code, action)
+            return describe(found?.serviceAction == nil && action != 0 ? nil : found, timeouts)
+        }
+    }
+
+    /// The command timeouts descriptor, in which nothing is indicated (SPC-4 §6.35.4).
+    private static let timeoutsDescriptor: [UInt8] = [0, 10] + [UInt8](repeating: 0, count: 10)
+
+    private static func list(_ timeouts: Bool) -> [UInt8] {
+        var writer = BigEndianWriter()
+        writer.integer(UInt32(all.count * (timeouts ? 20 : 8)))
+        for operation in all {
+            writer.append([operation.code.rawValue, 0])
+            writer.integer(UInt16(operation.serviceAction ?? 0))
+            writer.append([0, (timeouts ? 0x02 : 0) | (operation.serviceAction == nil ? 0 : 0x01)])
+            writer.integer(UInt16(operation.usage.count))
+            if timeouts { writer.append(timeoutsDescriptor) }
+        }
+        return writer.bytes
+    }
+
+    private static func describe(_ operation: Operation?, _ timeouts: Bool) -> [UInt8] {
+        // SUPPORT: 001b not supported, 011b as the standard has it.
+        guard let operation else { return [0, 0x01, 0, 0] }
+        let header: [UInt8] = [0, (timeouts ? 0x80 : 0) | 0x03, 0, UInt8(operation.usage.count)]
+        return header + operation.usage + (timeouts ? timeoutsDescriptor : [])
+    }
+}

@@ -1,0 +1,209 @@
+import Blocks
+import SCSI
+
+/// Reservations of all units, and who runs what at them.
+final class Reservations: Sendable {
+    private struct Unit {
+        var persistent = UnitReservations()
+        /// The session that reserved the unit by RESERVE (6).
+        var reserver: ObjectIdentifier?
+        /// Commands at the unit, and copies that read or write it.
+        var tasks: [ObjectIdentifier: SCSITask] = [:]
+    }
+    private let state = Monitor<[Int: Unit]>([:])
+
+    /// Counts `task` among those that PREEMPT AND ABORT ends, until ``end(_:at:)``. Before it is looked whether
+    /// it is admitted: so whoever preempts either sees the task here or it sees the reservation.
+    func begin(_ task: SCSITask, at units: some Sequence<Int>) {
+        state.withLock { state in
+            for unit in units { state[unit, default: Unit()].tasks[ObjectIdentifier(task)] = task }
+        }
+    }
+
+    func end(_ task: SCSITask, at units: some Sequence<Int>) {
+        state.withLockAndNotify { state in
+            for unit in units { state[unit]?.tasks[ObjectIdentifier(task)] = nil }
+        }
+    }
+
+    /// Whether somebody else's reservation keeps `nexus` from `access`.
+    func excludes(_ nexus: Nexus, _ access: Operation.Access, at unit: Int) -> Bool {
+        guard access == .read || access == .write else { return false }
+        return state.withLock { state in
+            guard let unit = state[unit] else { return false }
+            if let reserver = unit.reserver { return reserver != ObjectIdentifier(nexus) }
+            return unit.persistent.excludes(InitiatorPort(nexus), writing: access == .write)
+        }
+    }
+
+    /// TEST UNIT READY and the like are admitted by persistent reservations, not by RESERVE (6) (SPC-2 table 10).
+    func isReservedByOther(_ nexus: Nexus, at unit: Int) -> Bool {
+        state.withLock { $0[unit]?.reserver.map { $0 != ObjectIdentifier(nexus) } ?? false }
+    }
+
+    /// - Returns: false for a conflict.
+    func reserve(_ nexus: Nexus, at unit: Int) -> Bool {
+        state.withLock { state in
+            var entry = state[unit] ?? Unit()
+            guard entry.persistent.registrations.isEmpty,
+                entry.reserver == nil || entry.reserver == ObjectIdentifier(nexus)
+            else { return false }
+            entry.reserver = ObjectIdentifier(nexus)
+            state[unit] = entry
+            return true
+        }
+    }
+
+    /// Without effect unless `nexus` had reserved. Returns false for a conflict.
+    func release(_ nexus: Nexus, at unit: Int) -> Bool {
+        state.withLock { state in
+            guard let entry = state[unit] else { return true }
+            guard entry.persistent.registrations.isEmpty else { return false }
+            if entry.reserver == ObjectIdentifier(nexus) { state[unit]?.reserver = nil }
+            return true
+        }
+    }
+
+    /// A reset ends what RESERVE (6) made; persistent reservations stay.
+    func reset(unit: Int) { state.withLock { $0[unit]?.reserver = nil } }
+
+    /// A session is over.
+    func close(_ nexus: Nexus) {
+        state.withLock { state in
+            for unit in state.keys where state[unit]?.reserver == ObjectIdentifier(nexus) {
+                state[unit]?.reserver = nil
+            }
+        }
+    }
+
+    /// Nil for a conflict with RESERVE (6).
+    func persistent(at unit: Int) -> UnitReservations? {
+        state.withLock { state in
+            let entry = state[unit] ?? Unit()
+            return entry.reserver == nil ? entry.persistent : nil
+        }
+    }
+
+    /// Executes PERSISTENT RESERVE OUT; for PREEMPT AND ABORT the commands of those who lost their
+    /// registrations are marked, too.
+    func apply(
+        _ command: PersistentReserveOut, _ parameters: ReservationParameters, from nexus: Nexus, at unit: Int
+    ) throws(CheckCondition) -> UnitReservations.Effect {
+        try state.withLock { state throws(CheckCondition) in
+            var entry = state[unit] ?? Unit()
+            guard entry.reserver == nil else { return .conflict }
+            let effect = try entry.persistent.apply(command, parameters, from: InitiatorPort(nexus))
+            if case .done(let consequences) = effect, command.action == .preemptAndAbort {
+                for task in entry.tasks.values
+                where consequences.preempted.contains(InitiatorPort(task.nexus)) && task.nexus !== nexus {
+                    task.abort()
+                }
+            }
+            state[unit] = entry
+            return effect
+        }
+    }
+
+    /// Waits until no command of `ports` is left at the unit: what they wrote is then written, and nothing
+    /// comes after. Other PERSISTENT RESERVE OUT are not waited for.
+    func drain(_ ports: Set<InitiatorPort>, except own: SCSITask, at unit: Int) {
+        state.wait { state -> Void? in
+            let isBusy = (state[unit]?.tasks.values).map { tasks in
+                tasks.contains { task in
+                    task.nexus !== own.nexus && ports.contains(InitiatorPort(task.nexus))
+                        && task.cdb.first != OperationCode.persistentReserveOut.rawValue
+                }
+            }
+            return isBusy == true ? nil : ()
+        }
+    }
+}
+
+extension SCSIOutcome {
+    static func reservationConflict(_ task: SCSITask) -> SCSIOutcome {
+        SCSIOutcome(status: .reservationConflict, dataOutUsed: task.dataOut.count)
+    }
+}
+
+extension BridgeDevice {
+    /// Whether a reservation of somebody else keeps the command away.
+    func isExcluded(_ task: SCSITask, _ unit: LogicalUnit) -> Bool {
+        let access = OperationTable.access(of: task.cdb)
+        if reservations.excludes(task.nexus, access, at: unit.number) { return true }
+        let isCapacity = task.cdb.first.map {
+            $0 == OperationCode.readCapacity10.rawValue || $0 == OperationCode.serviceActionIn16.rawValue
+        }
+        return access == .all && isCapacity != true
+            && reservations.isReservedByOther(task.nexus, at: unit.number)
+    }
+
+    func reservation(
+        _ command: ReservationCommand, _ task: SCSITask, _ unit: LogicalUnit
+    ) throws(CheckCondition) -> SCSIOutcome {
+        switch command {
+        case .reserve6:
+            return reservations.reserve(task.nexus, at: unit.number) ? .good : .reservationConflict(task)
+        case .release6:
+            return reservations.release(task.nexus, at: unit.number) ? .good : .reservationConflict(task)
+        case .persistentIn(let action, let length):
+            guard let state = reservations.persistent(at: unit.number) else {
+                return .reservationConflict(task)
+            }
+            return .data(Self.reservationData(action, state), allocationLength: length)
+        case .persistentOut(let command): return try persistentReserveOut(command, task, unit)
+        }
+    }
+
+    private static func reservationData(
+        _ action: PersistentReserveInAction, _ state: UnitReservations
+    ) -> [UInt8] {
+        switch action {
+        case .readKeys: ReservationData.keys(generation: state.generation, state.registrations.map(\.key))
+        case .readReservation: ReservationData.reservation(generation: state.generation, state.held)
+        // Registrations live in memory only: they end with this process.
+        case .reportCapabilities: ReservationData.capabilities(canPersist: false, persists: false)
+        case .readFullStatus:
+            ReservationData.fullStatus(
+                generation: state.generation,
+                state.registrations.map {
+                    ReservationData.FullStatus(
+                        key: $0.key, type: state.holds($0.port) ? state.reservation?.type : nil,
+                        initiatorName: $0.port.name, isid: $0.port.session)
+                })
+        }
+    }
+
+    private func persistentReserveOut(
+        _ command: PersistentReserveOut, _ task: SCSITask, _ unit: LogicalUnit
+    ) throws(CheckCondition) -> SCSIOutcome {
+        guard command.parameterListLength == ReservationParameters.length else {
+            throw CheckCondition(.parameterListLengthError)
+        }
+        let parameters = try ReservationParameters(decoding: task.dataOut)
+        let isRegistration = command.action == .register || command.action == .registerAndIgnoreExistingKey
+        if parameters.specifiesPorts { throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 3)) }
+        if isRegistration, parameters.allTargetPorts {
+            throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 2))
+        }
+        if isRegistration, parameters.persists {
+            throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 0))
+        }
+        let effect = try reservations.apply(command, parameters, from: task.nexus, at: unit.number)
+        guard case .done(let consequences) = effect else { return .reservationConflict(task) }
+        for state in nexusStates {
+            if let attention = consequences.attentions[InitiatorPort(state.nexus)] {
+                state.raise(attention, unit)
+            }
+        }
+        if command.action == .preemptAndAbort {
+            reservations.drain(consequences.preempted, except: task, at: unit.number)
+        }
+        return SCSIOutcome(status: .good, dataOutUsed: ReservationParameters.length)
+    }
+
+    /// Whether reservations of others allow a copy among `plan`'s units; checked before its first byte is moved.
+    func isExcluded(_ plan: CopyPlan, _ nexus: Nexus) -> Bool {
+        plan.sources.contains { reservations.excludes(nexus, .read, at: $0) }
+            || plan.targets.contains { reservations.excludes(nexus, .write, at: $0) }
+    }
+}

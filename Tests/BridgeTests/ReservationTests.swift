@@ -1,0 +1,282 @@
+import Blocks
+import SCSI
+import TestSupport
+import Testing
+
+@testable import Bridge
+
+@Suite struct ReservationTests {
+    private typealias Action = PersistentReserveOutAction
+
+    /// Three initiator ports at two units.
+    private struct Ports {
+        let bench: Bench
+        let nexuses: [Nexus]
+
+        init() throws {
+            bench = try Bench([
+                Bench.unit(0, MemoryStore(size: 64 * 512)), Bench.unit(1, MemoryStore(size: 64 * 512)),
+            ])
+            nexuses = [bench.nexus, Bench.makeNexus(2), Bench.makeNexus(3)]
+            for nexus in nexuses.dropFirst() { open(nexus) }
+        }
+
+        func open(_ nexus: Nexus) {
+            bench.device.openNexus(nexus)
+            for unit in 0...1 { _ = bench.send(.testUnitReady, unit, on: nexus) }
+        }
+
+        func out(
+            _ port: Int, _ action: PersistentReserveOutAction, key: UInt64 = 0, action actionKey: UInt64 = 0,
+            type: ReservationType? = nil
+        ) -> SCSIOutcome {
+            bench.send(
+                .reservation(.persistentOut(PersistentReserveOut(action, type: type))),
+                data: ReservationParameters(key: key, serviceActionKey: actionKey).encoded(),
+                on: nexuses[port])
+        }
+
+        /// Registers each port under its number + 1.
+        func register(_ ports: Int...) {
+            for port in ports { #expect(out(port, .register, action: UInt64(port + 1)).isGood) }
+        }
+
+        func data(_ action: PersistentReserveInAction, _ port: Int = 0) -> [UInt8] {
+            bench.send(.reservation(.persistentIn(action, allocationLength: 4096)), on: nexuses[port]).dataIn
+        }
+
+        func keys() -> [UInt8] {
+            stride(from: 15, to: data(.readKeys).count, by: 8).map { data(.readKeys)[$0] }
+        }
+
+        func read(_ port: Int) -> SCSIStatus {
+            bench.send(.read(BlockTransfer(.ten, lba: LBA(0), count: BlockCount(1))), on: nexuses[port])
+                .status
+        }
+
+        func write(_ port: Int) -> SCSIStatus {
+            let transfer = BlockTransfer(.ten, lba: LBA(0), count: BlockCount(1))
+            return bench.send(.write(transfer), data: [UInt8](repeating: 1, count: 512), on: nexuses[port])
+                .status
+        }
+
+        func attention(_ port: Int) -> AdditionalSenseCode? {
+            bench.send(.testUnitReady, on: nexuses[port]).senseData?.code
+        }
+    }
+
+    @Test func registrationsComeAndGo() throws {
+        let ports = try Ports()
+        #expect(ports.out(0, .register, key: 5, action: 1).status == .reservationConflict)
+        #expect(
+            ports.out(0, .register, action: 0).isGood
+                && ports.data(.readKeys) == [UInt8](repeating: 0, count: 8))
+        ports.register(0, 1)
+        #expect(ports.keys() == [1, 2] && ports.data(.readKeys)[3] == 2)
+        #expect(ports.out(0, .register, key: 9, action: 7).status == .reservationConflict)
+        #expect(ports.out(0, .register, key: 1, action: 7).isGood && ports.keys() == [7, 2])
+        #expect(
+            ports.out(0, .registerAndIgnoreExistingKey, key: 99, action: 8).isGood && ports.keys() == [8, 2])
+        // They outlive the session.
+        let again = Bench.makeNexus(2)
+        ports.bench.device.closeNexus(ports.nexuses[1])
+        ports.open(again)
+        #expect(ports.keys() == [8, 2])
+        let status = ports.data(.readFullStatus)
+        #expect(status[7] == UInt8(status.count - 8) && status[8 + 24] == 0x45)
+        #expect(ports.out(0, .register, key: 8).isGood && ports.keys() == [2])
+    }
+
+    @Test func whoMayDoWhatUnderWhichType() throws {
+        for type in ReservationType.allCases {
+            let ports = try Ports()
+            ports.register(0, 1)
+            #expect(ports.out(2, .reserve, type: type).status == .reservationConflict, "not registered")
+            #expect(ports.out(0, .reserve, key: 1, type: type).isGood)
+            #expect(ports.out(0, .reserve, key: 1, type: type).isGood, "once more is no change")
+            #expect(
+                ports.out(1, .reserve, key: 2, type: type).isGood == type.isAllRegistrants, "held by another")
+            let held = ports.data(.readReservation)
+            #expect(held[7] == 16 && held[15] == (type.isAllRegistrants ? 0 : 1) && held[21] == type.rawValue)
+            let admitted: SCSIStatus = type.admitsRegistrants ? .good : .reservationConflict
+            let readers: SCSIStatus = type.excludesReads ? .reservationConflict : .good
+            #expect(ports.read(0) == .good && ports.write(0) == .good, "\(type)")
+            #expect(ports.read(1) == (type.admitsRegistrants ? .good : readers), "\(type)")
+            #expect(ports.write(1) == admitted, "\(type)")
+            #expect(ports.read(2) == readers && ports.write(2) == .reservationConflict, "\(type)")
+            for command in [
+                Command.testUnitReady, .readCapacity10, .inquiry(page: nil, allocationLength: 96),
+            ] {
+                #expect(ports.bench.send(command, on: ports.nexuses[2]).isGood)
+            }
+            #expect(ports.write(2) == .reservationConflict)
+            #expect(
+                ports.bench.send(.testUnitReady, 1, on: ports.nexuses[2]).isGood, "the other unit is free")
+        }
+    }
+
+    @Test func releaseAndClearTellTheOthers() throws {
+        let ports = try Ports()
+        ports.register(0, 1)
+        #expect(ports.out(0, .reserve, key: 1, type: .writeExclusiveRegistrantsOnly).isGood)
+        #expect(ports.out(1, .release, key: 2, type: .writeExclusiveRegistrantsOnly).isGood, "not the holder")
+        #expect(
+            ports.out(0, .release, key: 1, type: .writeExclusive)
+                .failed(.illegalRequest, .invalidReleaseOfPersistentReservation))
+        #expect(ports.write(2) == .reservationConflict)
+        #expect(ports.out(0, .release, key: 1, type: .writeExclusiveRegistrantsOnly).isGood)
+        #expect(ports.attention(1) == .reservationsReleased && ports.attention(0) == nil)
+        #expect(ports.write(2) == .good)
+        #expect(ports.out(2, .clear, key: 0).status == .reservationConflict)
+        #expect(ports.out(0, .clear, key: 1).isGood && ports.keys().isEmpty)
+        #expect(ports.attention(1) == .reservationsPreempted && ports.attention(0) == nil)
+    }
+
+    @Test func holderThatUnregistersReleases() throws {
+        let ports = try Ports()
+        ports.register(0, 1)
+        #expect(ports.out(0, .reserve, key: 1, type: .exclusiveAccessAllRegistrants).isGood)
+        #expect(ports.out(0, .register, key: 1).isGood)
+        #expect(ports.read(0) == .reservationConflict, "the other still holds it")
+        #expect(ports.out(1, .register, key: 2).isGood && ports.read(0) == .good)
+        ports.register(0, 1)
+        #expect(ports.out(0, .reserve, key: 1, type: .exclusiveAccessRegistrantsOnly).isGood)
+        #expect(ports.out(0, .register, key: 1).isGood)
+        #expect(ports.attention(1) == .reservationsReleased && ports.read(2) == .good)
+    }
+
+    @Test func preempting() throws {
+        let ports = try Ports()
+        ports.register(0, 1, 2)
+        #expect(ports.out(0, .reserve, key: 1, type: .writeExclusive).isGood)
+        #expect(
+            ports.out(1, .preempt, key: 2, action: 99, type: .writeExclusive).status == .reservationConflict)
+        #expect(
+            ports.out(1, .preempt, key: 2, action: 0, type: .writeExclusive).senseData?.code
+                == .invalidFieldInParameterList)
+        #expect(ports.out(1, .preempt, key: 2, action: 3, type: .writeExclusive).isGood)
+        #expect(ports.attention(2) == .registrationsPreempted && ports.keys() == [1, 2])
+        #expect(ports.write(1) == .reservationConflict, "only a registration was taken")
+        #expect(ports.out(1, .preempt, key: 2, action: 1, type: .exclusiveAccess).isGood)
+        #expect(ports.attention(0) == .registrationsPreempted && ports.keys() == [2])
+        #expect(ports.write(1) == .good && ports.read(0) == .reservationConflict)
+        ports.register(0, 2)
+        #expect(ports.out(1, .release, key: 2, type: .exclusiveAccess).isGood)
+        #expect(ports.out(1, .reserve, key: 2, type: .writeExclusiveAllRegistrants).isGood)
+        #expect(ports.out(0, .preemptAndAbort, key: 1, action: 0, type: .writeExclusive).isGood)
+        #expect(ports.keys() == [1] && ports.write(1) == .unitAttentionStatus)
+        #expect(ports.write(1) == .reservationConflict)
+    }
+
+    @Test func whatIsNotDoneIsRefused() throws {
+        let ports = try Ports()
+        var parameters = ReservationParameters(key: 0, serviceActionKey: 1, persists: true)
+        let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
+        #expect(
+            ports.bench.send(register, data: parameters.encoded()).failed(
+                .illegalRequest, .invalidFieldInParameterList))
+        parameters.persists = false
+        parameters.specifiesPorts = true
+        #expect(
+            ports.bench.send(register, data: parameters.encoded()).failed(
+                .illegalRequest, .invalidFieldInParameterList))
+        #expect(ports.bench.send(register, data: []).failed(.illegalRequest, .parameterListLengthError))
+        #expect(ports.data(.reportCapabilities) == [0, 8, 0, 0x80, 0xEA, 1, 0, 0])
+        #expect(ports.keys().isEmpty)
+        ports.register(0)
+        #expect(ports.out(0, .reserve, key: 1).refused(cdbByte: 2))
+    }
+
+    @Test func reserve6IsOfTheSession() throws {
+        let ports = try Ports()
+        let (reserve, release) = (Command.reservation(.reserve6), Command.reservation(.release6))
+        #expect(ports.bench.send(reserve).isGood && ports.bench.send(reserve).isGood)
+        let other = ports.nexuses[1]
+        #expect(ports.bench.send(reserve, on: other).status == .reservationConflict)
+        #expect(ports.bench.send(.testUnitReady, on: other).status == .reservationConflict)
+        #expect(ports.bench.send(.readCapacity10, on: other).isGood)
+        #expect(ports.out(1, .register, action: 2).status == .reservationConflict)
+        #expect(ports.bench.send(release, on: other).isGood && ports.read(1) == .reservationConflict)
+        #expect(ports.bench.send(release).isGood && ports.read(1) == .good)
+        #expect(ports.bench.send(reserve).isGood)
+        ports.bench.device.closeNexus(ports.nexuses[0])
+        #expect(ports.read(1) == .good)
+        #expect(ports.bench.send(reserve, on: other).isGood)
+        ports.bench.device.resetLogicalUnit(LogicalUnitNumber(0)!, from: ports.nexuses[2])
+        #expect(ports.read(2) == .unitAttentionStatus && ports.read(2) == .good)
+        ports.register(2)
+        #expect(ports.attention(1) == .busDeviceReset)
+        #expect(ports.bench.send(reserve, on: other).status == .reservationConflict, "keys are registered")
+    }
+
+    @Test func copiesHeedReservations() throws {
+        let ports = try Ports()
+        let bench = ports.bench
+        let list = CopyParameterList(
+            listIdentifier: 1, cscds: [bench.cscd(0), bench.cscd(1)],
+            segments: [
+                SegmentDescriptor(
+                    source: 0, sourceLBA: LBA(0), destination: 1, destinationLBA: LBA(0),
+                    amount: .blocks(8, ofDestination: false))
+            ])
+        ports.register(0)
+        // The command goes to unit 1; unit 0 is the source.
+        #expect(ports.out(0, .reserve, key: 1, type: .writeExclusive).isGood)
+        #expect(bench.copy(list, 1, on: ports.nexuses[1]).isGood, "others may read")
+        #expect(bench.copy(list, 0, on: ports.nexuses[1]).status == .reservationConflict)
+        #expect(ports.out(0, .release, key: 1, type: .writeExclusive).isGood)
+        #expect(ports.out(0, .reserve, key: 1, type: .exclusiveAccess).isGood)
+        #expect(bench.copy(list, 1, on: ports.nexuses[1]).status == .reservationConflict)
+        #expect(bench.copy(list, 1).isGood, "the holder may")
+    }
+}
+
+extension SCSIStatus {
+    fileprivate static var unitAttentionStatus: SCSIStatus { .checkCondition }
+}
+
+@Suite struct OperationTableTests {
+    /// Every operation that is reported is dispatched, and every one that is dispatched is reported.
+    @Test func theTableAndTheDispatcherAgree() throws {
+        let bench = try Bench([Bench.unit(0, MemoryStore(size: 64 * 512))])
+        for code in UInt8.min...UInt8.max {
+            let operations = OperationTable.operations(of: OperationCode(rawValue: code))
+            for action in UInt8(0)...0x1F {
+                var cdb = [code, action] + [UInt8](repeating: 0, count: 14)
+                // An allocation length that nobody finds too short.
+                if code == 0xA0 || code == 0xA3 { cdb[9] = 64 }
+                let outcome = bench.device.execute(bench.task(cdb))
+                if operations.isEmpty {
+                    #expect(outcome.failed(.illegalRequest, .invalidOperationCode), "\(code)")
+                    break
+                }
+                #expect(!outcome.failed(.illegalRequest, .invalidOperationCode), "\(code)")
+                guard operations[0].serviceAction != nil else { break }
+                let isKnown = operations.contains { $0.serviceAction == action }
+                #expect(outcome.refused(cdbByte: 1) == !isKnown, "\(code) \(action)")
+            }
+        }
+    }
+
+    @Test func reportSupportedOperationCodes() throws {
+        let bench = try Bench([Bench.unit(0, MemoryStore(size: 64 * 512))])
+        func ask(_ selection: CapabilityReport.Selection, timeouts: Bool = false) -> SCSIOutcome {
+            bench.send(
+                .capabilityReport(.operationCodes(selection, timeouts: timeouts, allocationLength: 8192)))
+        }
+        let count = OperationTable.all.count
+        #expect(
+            ask(.all).dataIn.count == 4 + 8 * count
+                && ask(.all, timeouts: true).dataIn.count == 4 + 20 * count)
+        #expect(ask(.code(.read10)).dataIn[1] == 3 && ask(.code(.read10)).dataIn[4] == 0x28)
+        #expect(ask(.code(OperationCode(rawValue: 0xC1))).dataIn == [0, 1, 0, 0])
+        #expect(ask(.code(.maintenanceIn)).refused(cdbByte: 2))
+        #expect(ask(.serviceAction(.read10, 0)).refused(cdbByte: 2))
+        #expect(ask(.serviceAction(.maintenanceIn, 0x0C)).dataIn[5] == 0x0C)
+        #expect(ask(.either(.maintenanceIn, 0x01)).dataIn == [0, 1, 0, 0])
+        #expect(ask(.either(.read10, 0), timeouts: true).dataIn.count == 4 + 10 + 12)
+        let functions = bench.send(
+            .capabilityReport(.taskManagementFunctions(extended: true, allocationLength: 64)))
+        #expect(functions.dataIn == [0xDA, 0, 0, 12] + [UInt8](repeating: 0, count: 12))
+    }
+}
