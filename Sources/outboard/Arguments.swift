@@ -41,6 +41,10 @@ struct UnitArgument: ExpressibleByArgument, Sendable {
     var path: String
     var readOnly: Bool
     var isLocked = true
+    /// Bytes.
+    var blockSize: UInt32 = 512
+    /// Nil: all.
+    var initiators: [String]?
 
     init?(argument: String) {
         let parts = argument.split(separator: "=", maxSplits: 1)

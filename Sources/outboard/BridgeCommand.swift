@@ -17,27 +17,38 @@ struct BridgeCommand: AsyncParsableCommand {
                 ready ADDRESS:PORT TARGET
             With port 0 in --portal the line tells the port. SIGINT and SIGTERM stop it in order, a second one at once.
 
-            Without --chap-file anybody who reaches the portal may use all units: keep it on a loopback \
-            address then. The CHAP file's first line holds a name and a secret of at least 12 bytes, and \
-            nobody but its owner may read it (chmod 600).
+            Without CHAP anybody who reaches the portal may use all units, so a portal that is not on a loopback \
+            address is refused then, unless --insecure says that it is meant. The CHAP file's first line holds a \
+            name and a secret of at least 12 bytes (a second line, the target's own for initiators that want \
+            proof, too), and nobody but its owner may read it (chmod 600).
 
-            --config reads the same from a YAML file; options on the command line win:
-                portal: 127.0.0.1:3260
+            --config reads the same and more from a YAML file; options on the command line win. Nobody but its \
+            owner may write it. With `initiators` only those are let in, each by its own CHAP file, and a unit \
+            that names initiators exists for them alone:
+                portals: ["127.0.0.1:3260"]
                 target: iqn.2026-01.net.example:outboard
-                chap_file: /etc/outboard/chap
+                initiators:
+                  - {name: "iqn.2026-01.net.outboard:agent", chap_file: /etc/outboard/agent.chap}
+                  - {name: "iqn.2026-01.net.example:db", chap_file: /etc/outboard/db.chap}
                 units:
                   - {number: 0, path: /dev/vg0/volume, read_only: true}
                   - {number: 1, path: /var/lib/outboard/volume.cache, read_only: true}
-                  - {number: 2, path: /backup/monday.img}
+                  - number: 2
+                    path: /backup/monday.img
+                    block_size: 4096
+                    initiators: ["iqn.2026-01.net.outboard:agent"]
+            `outboard copy` is the initiator iqn.2026-01.net.outboard:agent. --check-config tells what would be \
+            served, and serves nothing.
 
             EXAMPLE:
                 outboard bridge --unit 0=/dev/vg0/data,ro \\
                     --unit 1=/dev/vg0/data-cache,ro \\
                     --unit 2=/backup/monday.img --chap-file /etc/outboard/chap
 
-            EXIT STATUS: 0 stopped in order; 64 usage, or a file of settings that cannot be used; 66 a unit or \
+            EXIT STATUS: 0 stopped in order, or the settings are right; 64 usage, or a file of settings that cannot be used; 66 a unit or \
             file is missing; 73 the portal cannot be listened on; 74 input/output error; 75 a writable unit is \
-            in use, or a second signal came; 77 not permitted, or others may read the CHAP file.
+            in use, or a second signal came; 77 not permitted, others may use the CHAP file or write the \
+            configuration, or a portal would be open to everybody.
             """)
 
     @Option(
@@ -46,8 +57,10 @@ struct BridgeCommand: AsyncParsableCommand {
                 + "for more.", valueName: "n=path[,ro]"))
     var unit: [UnitArgument] = []
 
-    @Option(help: ArgumentHelp("Where to listen. Default: 127.0.0.1:3260.", valueName: "address:port"))
-    var portal: Endpoint?
+    @Option(
+        help: ArgumentHelp(
+            "Where to listen. Default: 127.0.0.1:3260. Repeat for more.", valueName: "address:port"))
+    var portal: [Endpoint] = []
 
     @Option(
         help: ArgumentHelp(
@@ -59,6 +72,12 @@ struct BridgeCommand: AsyncParsableCommand {
 
     @Option(help: ArgumentHelp("Read settings from this file.", valueName: "bridge.yaml"))
     var config: String?
+
+    @Flag(help: "Tell what would be served, open nothing for writing, and end.")
+    var checkConfig = false
+
+    @Flag(help: "Listen on any address without CHAP: whoever reaches it may use the units.")
+    var insecure = false
 
     @Flag(help: ArgumentHelp("Serve one agent: end when standard input ends.", visibility: .hidden))
     var `private` = false
@@ -72,8 +91,12 @@ struct BridgeCommand: AsyncParsableCommand {
     var json = false
 
     private struct Output: Encodable {
+        /// The first portal.
         var portal: String
+        var portals: [String]
         var target: String
+        /// Who is let in; absent: all.
+        var initiators: [Initiator]?
         var units: [Unit]
         struct Unit: Encodable {
             var number: Int
@@ -83,6 +106,13 @@ struct BridgeCommand: AsyncParsableCommand {
             var blocks: UInt64
             var designator: String
             var direct: Bool
+            /// Who sees it; absent: all.
+            var initiators: [String]?
+        }
+        struct Initiator: Encodable {
+            var name: String
+            /// Whether it must prove who it is.
+            var chap: Bool
         }
     }
 
@@ -97,12 +127,17 @@ struct BridgeCommand: AsyncParsableCommand {
         if !unit.isEmpty { settings.units = unit }
         settings.units += privateUnit.map(\.unit)
         settings.isPrivate = self.private
-        if let portal { settings.portal = portal }
+        settings.isInsecure = insecure
+        if !portal.isEmpty { settings.portals = portal }
         if let target { settings.target = target }
         if let chapFile { settings.chapFile = chapFile }
         guard !settings.units.isEmpty else {
             throw Failure(
                 .usage, "the configuration \(config ?? "") names no units; see outboard bridge --help")
+        }
+        if checkConfig {
+            let units = try BridgeService.check(settings)
+            return try sayChecked(output(settings, settings.portals.map(\.text), units), settings)
         }
         let service = try await BridgeService.start(settings)
         let stop = Monitor(false)
@@ -114,21 +149,50 @@ struct BridgeCommand: AsyncParsableCommand {
             stop.withLockAndNotify { $0 = true }
         }
         if isPrivate { endWithInput(stop) }
-        try say(service)
+        if json {
+            try Console.print(json: output(settings, service.portals, service.units))
+        } else {
+            Console.print("ready \(service.portals.joined(separator: ",")) \(service.target)")
+        }
         await onBlockingThread { stop.wait { $0 ? () : nil } }
         await service.stop()
     }
 
-    private func say(_ service: BridgeService) throws {
-        guard json else { return Console.print("ready \(service.portal) \(service.target)") }
-        try Console.print(
-            json: Output(
-                portal: service.portal, target: service.target,
-                units: service.units.map {
-                    Output.Unit(
-                        number: $0.number, path: $0.path, readOnly: $0.readOnly, blockSize: $0.blockSize,
-                        blocks: $0.blockCount, designator: $0.designator, direct: $0.isDirect)
-                }))
+    private func output(
+        _ settings: BridgeSettings, _ portals: [String], _ units: [BridgeUnitSummary]
+    ) -> Output {
+        let initiators = Dictionary(
+            settings.units.map { ($0.number, $0.initiators) }, uniquingKeysWith: { first, _ in first })
+        return Output(
+            portal: portals[0], portals: portals, target: settings.target,
+            initiators: settings.initiators?.map {
+                Output.Initiator(name: $0.name, chap: $0.chapFile != nil)
+            },
+            units: units.map {
+                Output.Unit(
+                    number: $0.number, path: $0.path, readOnly: $0.readOnly, blockSize: $0.blockSize,
+                    blocks: $0.blockCount, designator: $0.designator, direct: $0.isDirect,
+                    initiators: initiators[$0.number] ?? nil)
+            })
+    }
+
+    private func sayChecked(_ output: Output, _ settings: BridgeSettings) throws {
+        if json { return try Console.print(json: output) }
+        Console.print("target \(output.target) on \(output.portals.joined(separator: ", "))")
+        if let initiators = output.initiators {
+            for one in initiators {
+                Console.print("initiator \(one.name), \(one.chap ? "with CHAP" : "without CHAP")")
+            }
+        } else {
+            Console.print("any initiator, \(settings.chapFile == nil ? "without CHAP" : "with CHAP")")
+        }
+        for unit in output.units {
+            let access = unit.readOnly ? "read-only" : "writable"
+            let who = unit.initiators.map { $0.isEmpty ? "nobody" : $0.joined(separator: ", ") } ?? "all"
+            Console.print(
+                "unit \(unit.number): \(unit.path), \(access), \(unit.blocks) blocks of \(unit.blockSize) "
+                    + "bytes, for \(who)")
+        }
     }
 
     /// Standard input is a pipe of which the agent holds the other end: its end is the agent's.

@@ -8,15 +8,15 @@ import Logging
 /// One running bridge: units, copy manager and iSCSI target put together.
 final class BridgeService: Sendable {
     /// ADDRESS:PORT.
-    let portal: String
+    let portals: [String]
     let target: String
     private let device: BridgeDevice
     private let server: ISCSITarget
 
     var units: [BridgeUnitSummary] { device.summaries }
 
-    private init(portal: String, target: String, device: BridgeDevice, server: ISCSITarget) {
-        self.portal = portal
+    private init(portals: [String], target: String, device: BridgeDevice, server: ISCSITarget) {
+        self.portals = portals
         self.target = target
         self.device = device
         self.server = server
@@ -26,23 +26,18 @@ final class BridgeService: Sendable {
         var logger = Console.logger("bridge")
         // The agent tells its user what a private bridge says: an audit is not for him.
         if settings.isPrivate { logger.logLevel = .warning }
-        guard ISCSITargetConfiguration.isValidName(settings.target) else {
-            throw Failure(
-                .usage,
-                "'\(settings.target)' is not an iSCSI name; an example: \(BridgeSettings.defaultTarget)")
-        }
-        let credentials = try settings.credentials()
+        let access = try settings.access()
         let device = try open(settings.units, logger)
         do {
             let server = try await ISCSITarget.start(
                 device: device,
                 configuration: ISCSITargetConfiguration(
-                    host: settings.portal.host, port: settings.portal.port, targetName: settings.target,
-                    credentials: credentials),
+                    portals: settings.portals.map { ISCSIPortal(host: $0.host, port: $0.port) },
+                    targetName: settings.target, access: access),
                 logger: logger)
             return BridgeService(
-                portal: Endpoint(host: settings.portal.host, port: server.port).text, target: settings.target,
-                device: device, server: server)
+                portals: server.portals.map { Endpoint(host: $0.host, port: $0.port).text },
+                target: settings.target, device: device, server: server)
         } catch {
             device.close()
             throw Self.failure(error)
@@ -68,8 +63,11 @@ final class BridgeService: Sendable {
         do throws(BridgeError) {
             return try BridgeDevice(
                 units: units.map { unit in
-                    var made = BridgeUnit(number: unit.number, path: unit.path, readOnly: unit.readOnly)
+                    var made = BridgeUnit(
+                        number: unit.number, path: unit.path, readOnly: unit.readOnly,
+                        blockSize: unit.blockSize)
                     made.isLocked = unit.isLocked
+                    made.initiators = unit.initiators.map(Set.init)
                     return made
                 },
                 logger: logger)
@@ -78,6 +76,33 @@ final class BridgeService: Sendable {
             case .configuration: throw Failure(.usage, "\(error)")
             case .storage(_, let cause): throw Failure(cause.failure().status, "\(error)")
             }
+        }
+    }
+
+    /// What `settings` would serve. Secrets are read and files opened as for serving, but for reading and without
+    /// a lock, and nothing is listened on: it can be asked while another bridge serves.
+    static func check(_ settings: BridgeSettings) throws -> [BridgeUnitSummary] {
+        _ = try settings.access()
+        let device = try open(
+            settings.units.map { unit in
+                var unit = unit
+                unit.readOnly = true
+                return unit
+            }, Console.logger("bridge"))
+        defer { device.close() }
+        let writable = Dictionary(
+            settings.units.map { ($0.number, !$0.readOnly) }, uniquingKeysWith: { first, _ in first })
+        return try device.summaries.map { summary in
+            var summary = summary
+            summary.readOnly = writable[summary.number] != true
+            guard summary.readOnly || access(summary.path, W_OK) == 0 else {
+                let reason = String(cString: strerror(errno))
+                throw Failure(
+                    .notPermitted,
+                    "cannot serve unit \(summary.number): \(summary.path) cannot be written: \(reason); make it "
+                        + "read-only, or change the file's permissions")
+            }
+            return summary
         }
     }
 

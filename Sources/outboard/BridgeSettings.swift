@@ -1,134 +1,87 @@
-import Foundation
+import Glibc
 import ISCSI
-import Yams
 
 /// What a bridge is told, by options and by `bridge.yaml`.
 struct BridgeSettings {
     static let defaultTarget = "iqn.2026-01.net.outboard:bridge"
-    /// Bytes of a configuration or CHAP file.
-    private static let fileBytes = 64 << 10
 
-    var portal = Endpoint(host: "127.0.0.1", port: 3260)
+    struct Initiator {
+        /// Its iSCSI name.
+        var name: String
+        /// Nil: its name is enough.
+        var chapFile: String?
+    }
+
+    var portals = [Endpoint(host: "127.0.0.1", port: 3260)]
     var target = BridgeSettings.defaultTarget
+    /// What all initiators share.
     var chapFile: String?
+    /// Nil: all are let in.
+    var initiators: [Initiator]?
     var units: [UnitArgument] = []
     /// Whether it serves the agent that started it, and nobody else.
     var isPrivate = false
+    /// Whether a portal may be on any address without CHAP.
+    var isInsecure = false
 
     init() {}
 
-    private struct File: Decodable {
-        var portal: String?
-        var target: String?
-        var chapFile: String?
-        var units: [Unit]?
+    /// Reads `bridge.yaml`.
+    init(readingFile path: String) throws { try BridgeFile.read(path, into: &self) }
 
-        struct Unit: Decodable {
-            var number: Int
-            var path: String
-            var readOnly: Bool?
-            enum CodingKeys: String, CodingKey, CaseIterable {
-                case number, path
-                case readOnly = "read_only"
-            }
+    /// Whom the target lets in. Reads the secrets, and refuses what lets in everybody from everywhere.
+    func access() throws -> ISCSIAccess {
+        for name in [target] + (initiators ?? []).map(\.name)
+        where !ISCSITargetConfiguration.isValidName(name) {
+            throw Failure(.usage, "'\(name)' is not an iSCSI name; an example: \(Self.defaultTarget)")
         }
-
-        enum CodingKeys: String, CodingKey, CaseIterable {
-            case portal, target, units
-            case chapFile = "chap_file"
+        if initiators != nil, chapFile != nil {
+            throw Failure(
+                .usage, "the configuration gives each initiator its own chap_file; leave --chap-file out")
         }
+        let access: ISCSIAccess
+        if let initiators {
+            access = .only(
+                Dictionary(
+                    try initiators.map { ($0.name, try $0.chapFile.map(SecretFile.credentials)) },
+                    uniquingKeysWith: { first, _ in first }))
+        } else {
+            access = .anybody(try chapFile.map(SecretFile.credentials))
+        }
+        try refuseOpenPortals()
+        return access
     }
 
-    /// Reads `bridge.yaml`. Relative paths in it are relative to it.
-    init(readingFile path: String) throws {
-        let text = try Self.read(path, for: "the configuration")
-        let file: File
-        do {
-            try Self.refuseUnknownKeys(text, path)
-            file = try YAMLDecoder().decode(File.self, from: text)
-        } catch let failure as Failure {
-            throw failure
-        } catch {
-            throw Failure(
-                .usage, "cannot use the configuration \(path): \(error); see outboard bridge --help")
+    /// Whoever reaches a portal can say any initiator's name.
+    private func refuseOpenPortals() throws {
+        guard !isInsecure, let portal = portals.first(where: { !$0.isLoopback }) else { return }
+        let open: String
+        if let initiators {
+            guard let one = initiators.first(where: { $0.chapFile == nil }) else { return }
+            open = "initiator \(one.name) has no chap_file"
+        } else {
+            guard chapFile == nil else { return }
+            open = "there is no CHAP file"
         }
-        let base = URL(fileURLWithPath: absolutePath(path)).deletingLastPathComponent()
-        func resolved(_ path: String) -> String { URL(fileURLWithPath: path, relativeTo: base).path }
-        if let text = file.portal {
-            guard let portal = Endpoint(argument: text) else {
-                throw Failure(
-                    .usage, "cannot use the configuration \(path): portal '\(text)' is not ADDRESS:PORT")
-            }
-            self.portal = portal
-        }
-        if let target = file.target { self.target = target }
-        chapFile = file.chapFile.map(resolved)
-        units = (file.units ?? []).map {
-            UnitArgument(number: $0.number, path: resolved($0.path), readOnly: $0.readOnly ?? false)
-        }
+        throw Failure(
+            .notPermitted,
+            "refusing to listen on \(portal.text): it is no loopback address, and \(open), so whoever reaches it "
+                + "could use the units; give a CHAP file, or --insecure if that is meant")
     }
+}
 
-    /// A misspelt `read_only` must not make a unit writable.
-    private static func refuseUnknownKeys(_ text: String, _ path: String) throws {
-        guard let root = try compose(yaml: text)?.mapping else { return }
-        let top = Set(File.CodingKeys.allCases.map(\.rawValue))
-        let unit = Set(File.Unit.CodingKeys.allCases.map(\.rawValue))
-        let units = root["units"]?.sequence.map { Array($0) } ?? []
-        let unknown =
-            root.keys.compactMap(\.string).filter { !top.contains($0) }
-            + units.flatMap { $0.mapping?.keys.compactMap(\.string) ?? [] }.filter { !unit.contains($0) }
-        if let first = unknown.first {
-            throw Failure(
-                .usage,
-                "cannot use the configuration \(path): it has an unknown key '\(first)'; "
-                    + "see outboard bridge --help")
-        }
-    }
-
-    private static func read(_ path: String, for what: String) throws -> String {
-        guard let handle = FileHandle(forReadingAtPath: path) else {
-            let reason = String(cString: strerror(errno))
-            throw Failure(
-                errno == EACCES ? .notPermitted : .missing, "cannot read \(what) \(path): \(reason)")
-        }
-        defer { handle.closeFile() }
-        do {
-            let data = try handle.read(upToCount: fileBytes + 1) ?? Data()
-            guard data.count <= fileBytes else {
-                throw Failure(.usage, "cannot read \(what) \(path): it has more than \(fileBytes) bytes")
-            }
-            return String(decoding: data, as: UTF8.self)
-        } catch let failure as Failure {
-            throw failure
-        } catch { throw Failure(.io, "cannot read \(what) \(path): \(error)") }
-    }
-
-    /// Name and secret from the CHAP file, which must be its owner's alone.
-    func credentials() throws -> CHAPCredentials? {
-        guard let path = chapFile else { return nil }
-        var status = stat()
-        if stat(path, &status) == 0, status.st_mode & 0o077 != 0 {
-            throw Failure(
-                .notPermitted,
-                "cannot use the CHAP file \(path): others than its owner may use it; chmod 600 \(path)")
-        }
-        let text = try Self.read(path, for: "the CHAP file")
-        let line = text.prefix { !$0.isNewline }
-        let fields = line.split(maxSplits: 1) { $0 == " " || $0 == "\t" || $0 == ":" }
-        guard fields.count == 2 else {
-            throw Failure(.usage, "cannot use the CHAP file \(path): its first line is not `name secret`")
-        }
-        let secret = fields[1].trimmingCharacters(in: .whitespaces)
-        do throws(CHAPCredentials.Invalid) {
-            return try CHAPCredentials(name: String(fields[0]), secret: Array(secret.utf8))
-        } catch {
-            let reason =
-                switch error {
-                case .secretTooShort: "the secret has less than \(ISCSILimits.chapSecret) bytes"
-                case .nameMissing: "the name is missing"
-                case .sameSecretBothWays: "both directions share a secret"
-                }
-            throw Failure(.usage, "cannot use the CHAP file \(path): \(reason)")
+extension Endpoint {
+    /// Whether only this machine reaches it. A name other than `localhost` may mean anything.
+    var isLoopback: Bool {
+        if host.lowercased() == "localhost" { return true }
+        var four = in_addr()
+        if inet_pton(AF_INET, host, &four) == 1 { return UInt32(bigEndian: four.s_addr) >> 24 == 127 }
+        var six = in6_addr()
+        guard inet_pton(AF_INET6, host, &six) == 1 else { return false }
+        return withUnsafeBytes(of: &six) { bytes in
+            let isOne = bytes.dropLast().allSatisfy { $0 == 0 } && bytes[15] == 1
+            let isMapped = bytes.prefix(10).allSatisfy { $0 == 0 } && bytes[10] == 0xFF && bytes[11] == 0xFF
+            return isOne || isMapped && bytes[12] == 127
         }
     }
 }
