@@ -9,7 +9,7 @@ import Testing
 @testable import Bridge
 
 /// A command on a thread of its own.
-private final class Running: Sendable {
+final class Running: Sendable {
     let task: SCSITask
     private let outcome = Monitor<SCSIOutcome?>(nil)
 

@@ -1,4 +1,5 @@
 import Blocks
+import Foundation
 import SCSI
 import TestSupport
 import Testing
@@ -228,6 +229,61 @@ import Testing
         #expect(ports.out(0, .reserve, key: 1, type: .exclusiveAccess).isGood)
         #expect(bench.copy(list, 1, on: ports.nexuses[1]).status == .reservationConflict)
         #expect(bench.copy(list, 1).isGood, "the holder may")
+    }
+}
+
+extension ReservationTests {
+    /// When PREEMPT AND ABORT is done, nothing that the preempted began is still to be written: neither its
+    /// commands at the unit nor a copy that it sent to another and that writes to this one.
+    @Test(arguments: [false, true]) func preemptAndAbortFences(byCopy: Bool) throws {
+        let store = FaultyStore(size: 64 * 512)
+        let bench = try Bench([
+            Bench.unit(0, store), Bench.unit(1, MemoryStore(pattern: 64 * 512, seed: 4)),
+        ])
+        let victim = Bench.makeNexus(2)
+        bench.device.openNexus(victim)
+        for unit in 0...1 { _ = bench.send(.testUnitReady, unit, on: victim) }
+        for (nexus, key) in [(bench.nexus, UInt64(1)), (victim, 2)] {
+            let parameters = ReservationParameters(key: 0, serviceActionKey: key)
+            let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
+            #expect(bench.send(register, data: parameters.encoded(), on: nexus).isGood)
+        }
+        let list = CopyParameterList(
+            listIdentifier: 1, cscds: [bench.cscd(1), bench.cscd(0)],
+            segments: [
+                SegmentDescriptor(
+                    source: 0, sourceLBA: LBA(0), destination: 1, destinationLBA: LBA(0),
+                    amount: .blocks(8, ofDestination: false))
+            ])
+        let transfer = BlockTransfer(.ten, lba: LBA(0), count: BlockCount(1))
+        let write = bench.task(
+            Command.write(transfer).encoded(), data: [UInt8](repeating: 1, count: 512), on: victim)
+        store.hold()
+        let written = Running(bench.device, byCopy ? bench.copyTask(list, 1, on: victim) : write)
+        store.awaitHeld()
+        let preempt = PersistentReserveOut(.preemptAndAbort, type: .writeExclusive)
+        let operationsAtEnd = Monitor<Int?>(nil)
+        let started = BlockingThread.start {
+            let outcome = bench.send(
+                .reservation(.persistentOut(preempt)),
+                data: ReservationParameters(key: 1, serviceActionKey: 2).encoded())
+            operationsAtEnd.withLockAndNotify { $0 = outcome.isGood ? store.operations : -1 }
+        }
+        #expect(started)
+        while !written.task.isAborted { sched_yield() }
+        // Others at the unit are served meanwhile.
+        #expect(bench.send(.testUnitReady).isGood)
+        #expect(operationsAtEnd.withLock { $0 } == nil, "it waits for what is being written")
+        store.release()
+        #expect(operationsAtEnd.wait { $0 } == 1)
+        _ = written.end()
+        #expect(
+            bench.send(.testUnitReady, on: victim).failed(.unitAttention, .registrationsPreempted))
+        let parameters = ReservationParameters(key: 2)
+        let reserve = PersistentReserveOut(.reserve, type: .writeExclusive)
+        #expect(
+            bench.send(.reservation(.persistentOut(reserve)), data: parameters.encoded(), on: victim).status
+                == .reservationConflict)
     }
 }
 
