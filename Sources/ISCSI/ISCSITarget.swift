@@ -94,7 +94,7 @@ public final class ISCSITarget: Sendable {
                 // The first error is the one to tell. Who came by an earlier portal meanwhile has to go.
                 for listener in listeners { try? await listener.close().get() }
                 shared.registry.close()
-                await shared.endConnections(on: group.next())
+                await shared.endConnections(on: group.next(), drainSeconds: 0)
                 try? await group.shutdownGracefully()
                 let code = (error as? IOError)?.errnoCode
                 throw StartError.cannotListen(
@@ -138,12 +138,13 @@ public final class ISCSITarget: Sendable {
     }
 
     /// Stops listening, asks the initiators to log out, gives them ``ISCSILimits/shutdownSeconds``, and ends
-    /// every session: commands are aborted, the device hears of each lost nexus before this returns.
-    public func shutdown() async {
+    /// every session. One whose commands are being executed ends when the last of them is answered, or after
+    /// `drainSeconds` more: then they are aborted. The device hears of each lost nexus before this returns.
+    public func shutdown(drainSeconds: Int64 = ISCSILimits.drainSeconds) async {
         // It may have been closed by the system already.
         for listener in listeners { try? await listener.close().get() }
         shared.registry.close()
-        await shared.endConnections(on: group.next())
+        await shared.endConnections(on: group.next(), drainSeconds: drainSeconds)
         do { try await group.shutdownGracefully() } catch {
             logger.error("event loops did not stop", metadata: ["error": "\(error)"])
         }

@@ -44,6 +44,8 @@ public enum ISCSILimits {
     public static let deadPeerSeconds = 120
     /// Seconds that sessions get to log out at shutdown.
     public static let shutdownSeconds: Int64 = 2
+    /// Seconds on top of those for commands that are being executed then, copies among them.
+    public static let drainSeconds: Int64 = 30
     /// The shortest CHAP secret (RFC 7143 §9.2.1: 96 bits), bytes.
     public static let chapSecret = 12
     /// Bytes of a CHAP challenge that the target makes.

@@ -42,10 +42,13 @@ final class TargetShared: Sendable {
         }
     }
 
-    /// Asks all to log out, then closes who has not, then waits until every nexus is closed.
-    func endConnections(on loop: any EventLoop) async {
+    /// Asks all to log out, then closes who has not, those with commands under way last, then waits until every
+    /// nexus is closed.
+    func endConnections(on loop: any EventLoop, drainSeconds: Int64) async {
         for handler in connections.withLock({ Array($0.open.values) }) { handler.requestLogout() }
-        if await !isEmpty(within: ISCSILimits.shutdownSeconds, on: loop) {
+        if await isEmpty(within: ISCSILimits.shutdownSeconds, on: loop) { return }
+        for handler in connections.withLock({ Array($0.open.values) }) { handler.terminateWhenIdle() }
+        if await !isEmpty(within: drainSeconds, on: loop) {
             for handler in connections.withLock({ Array($0.open.values) }) {
                 handler.terminate(why: "shutdown")
             }
@@ -90,6 +93,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     /// The peer is being held back.
     private var isReadPaused = false
     private var isInactive = false
+    /// The target shuts down: the session ends when nothing of it is executed any more.
+    private var endsWhenIdle = false
     /// Who waits for tasks of this session to end, and for which.
     private var waiting: [(tags: Set<UInt32>, done: @Sendable () -> Void)] = []
     /// Who waits for the session to end as a whole.
@@ -303,6 +308,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
                 return list
             }
             perform(batch.flatMap { connection.completed($0.tag, $0.outcome) })
+            if endsWhenIdle { closeIfIdle() }
             guard !waiting.isEmpty else { return }
             for index in waiting.indices { waiting[index].tags.subtract(batch.map(\.tag)) }
             let ended = waiting.filter(\.tags.isEmpty)
@@ -355,6 +361,18 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         guard !isInactive else { return }
         logger.debug("terminating", metadata: ["why": "\(why)"])
         channel.close(promise: nil)
+    }
+
+    func terminateWhenIdle() {
+        loop.execute { [self] in
+            endsWhenIdle = true
+            closeIfIdle()
+        }
+    }
+
+    private func closeIfIdle() {
+        // Behind the answers, which the peer shall have.
+        if !isInactive, !connection.isExecuting { close("shutdown") }
     }
 
     func requestLogout() {

@@ -93,6 +93,9 @@ extension TargetConnection {
         }
     }
 
+    /// Whether the device is at a command of this session.
+    var isExecuting: Bool { tasks.values.contains { $0.phase == .executing } }
+
     /// Tasks in the device server's hands that a reset or clear concerns.
     func executing(_ scope: ResetScope) -> Set<UInt32> {
         Set(tasks.filter { $0.value.phase == .executing && scope.concerns($0.value.lun) }.map(\.key))

@@ -12,10 +12,14 @@ final class BridgeService: Sendable {
     let target: String
     private let device: BridgeDevice
     private let server: ISCSITarget
+    private let isPrivate: Bool
 
     var units: [BridgeUnitSummary] { device.summaries }
 
-    private init(portals: [String], target: String, device: BridgeDevice, server: ISCSITarget) {
+    private init(
+        portals: [String], target: String, device: BridgeDevice, server: ISCSITarget, isPrivate: Bool
+    ) {
+        self.isPrivate = isPrivate
         self.portals = portals
         self.target = target
         self.device = device
@@ -37,7 +41,7 @@ final class BridgeService: Sendable {
                 logger: logger)
             return BridgeService(
                 portals: server.portals.map { Endpoint(host: $0.host, port: $0.port).text },
-                target: settings.target, device: device, server: server)
+                target: settings.target, device: device, server: server, isPrivate: settings.isPrivate)
         } catch {
             device.close()
             throw Self.failure(error)
@@ -107,7 +111,8 @@ final class BridgeService: Sendable {
     }
 
     func stop() async {
-        await server.shutdown()
+        // Of a private bridge the agent is gone, or has no use for what is under way.
+        await server.shutdown(drainSeconds: isPrivate ? 0 : ISCSILimits.drainSeconds)
         device.close()
     }
 }

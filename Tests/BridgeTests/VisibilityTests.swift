@@ -116,6 +116,32 @@ import Testing
         #expect(try world.stores[3].all.prefix(4096) == before[2].prefix(4096))
     }
 
+    /// Who did it is told by the proven name, too, also of a copy that was refused.
+    @Test func theAuditTellsTheUser() throws {
+        let lines = LogLines()
+        let store = MemoryStore(pattern: Self.size, seed: 1)
+        let bench = try Bench(
+            [Bench.unit(0, store), Bench.unit(1, MemoryStore(pattern: Self.size, seed: 2), readOnly: true)],
+            logger: lines.logger)
+        let nexus = Nexus(initiatorName: Self.alpha, sessionIdentifier: 0xAB, authenticatedName: "user")
+        bench.device.openNexus(nexus)
+        _ = bench.send(.testUnitReady, 0, on: nexus)
+        for (target, bytes, result) in [(0, "1024", "done"), (1, "0", "copyAborted 2700h in segment 0")] {
+            _ = bench.copy(
+                CopyParameterList(
+                    listIdentifier: 1, usage: .hold, cscds: [bench.cscd(0), bench.cscd(target)],
+                    segments: [
+                        SegmentDescriptor(
+                            source: 0, sourceLBA: LBA(0), destination: 1, destinationLBA: LBA(4),
+                            amount: .blocks(2, ofDestination: false))
+                    ]), on: nexus)
+            let line = try #require(lines.all.last)
+            #expect(line["initiator"] == Self.alpha && line["user"] == "user" && line["session"] == "ab")
+            #expect(line["bytes"] == bytes && line["result"] == result, "\(line)")
+        }
+        #expect(lines.all.count == 2 && lines.all[0]["from"] == "0" && lines.all[0]["to"] == "0")
+    }
+
     /// Every prefix of a designator, and every change of one, names nothing, whatever the session sees.
     @Test func onlyTheWholeDesignatorNames() throws {
         let world = try World()

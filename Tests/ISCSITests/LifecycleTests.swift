@@ -88,7 +88,7 @@ final class RawSocket {
             socket.send(peer.command(tag, [0, 0, 0, 0, 0, 0]))
             #expect(try socket.receive()?.initiatorTaskTag == tag)
         }
-        await target.shutdown()
+        await target.shutdown(drainSeconds: 0)
     }
 
     @Test func aDroppedConnectionAbortsItsCommands() async throws {
@@ -129,11 +129,37 @@ final class RawSocket {
         let socket = try RawSocket(port: target.port)
         try socket.logIn()
         Self.hang(device, socket)
-        await target.shutdown()
+        await target.shutdown(drainSeconds: 0)
         #expect(device.state.withLock { $0.closed == 1 && $0.hanging == 0 })
         let message = try #require(try socket.receive())
         #expect(message.opcode == Opcode.asyncMessage && message[byte: 36] == 1)
         #expect(try socket.receive() == nil)
+    }
+
+    /// What is under way at shutdown is answered before the session ends; a session with nothing under way does not
+    /// wait for it.
+    @Test func shutdownLetsCommandsEnd() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let busy = try RawSocket(port: target.port)
+        try busy.logIn()
+        Self.hang(device, busy, count: 1)
+        let idle = try RawSocket(port: target.port)
+        var login = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
+        login.lun = 0x8000_0099_0000_0000
+        idle.send(login)
+        #expect(try idle.receive()?[half: 36] == 0)
+        async let ended: Void = target.shutdown(drainSeconds: 300)
+        #expect(try idle.receive()?.opcode == Opcode.asyncMessage)
+        #expect(try idle.receive() == nil)
+        #expect(try busy.receive()?.opcode == Opcode.asyncMessage)
+        #expect(device.state.withLock { $0.hanging == 1 })
+        device.state.withLockAndNotify { $0.isGateOpen = true }
+        let answer = try #require(try busy.receive())
+        #expect(answer.opcode == Opcode.scsiResponse && answer[byte: 3] == SCSIStatus.good.rawValue)
+        #expect(try busy.receive() == nil)
+        await ended
+        #expect(device.state.withLock { $0.closed == 2 && $0.openNexuses.isEmpty })
     }
 
     @Test func aResetReachesOtherSessions() async throws {
