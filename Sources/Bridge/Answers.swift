@@ -42,7 +42,7 @@ enum InquiryAnswer {
                 VPDPageCode.blockDeviceCharacteristics,
                 { _ in BlockDeviceCharacteristics(rotationRate: 0).page }
             ),
-            (VPDPageCode.logicalBlockProvisioning, { _ in LogicalBlockProvisioning().page }),
+            (VPDPageCode.logicalBlockProvisioning, provisioning),
         ]
     }
 
@@ -66,7 +66,26 @@ enum InquiryAnswer {
         limits.optimalTransferGranularity = UInt16(4096 / unit.blockSize)
         limits.maximumTransfer = most
         limits.optimalTransfer = UInt32(1 << 20) / unit.blockSize
+        limits.maximumCompareAndWrite = BridgeLimits.compareAndWriteBlocks
+        if unit.isThin {
+            // All ones: as many as the descriptor's field can say.
+            limits.maximumUnmapLBAs = .max
+            limits.maximumUnmapDescriptors = UInt32(BridgeLimits.unmapDescriptors)
+            limits.optimalUnmapGranularity = max(4096 / unit.blockSize, 1)
+            limits.unmapGranularityAlignment = 0
+        }
         return limits.page
+    }
+
+    private static func provisioning(_ unit: LogicalUnit) -> VPDPage {
+        var provisioning = LogicalBlockProvisioning()
+        if unit.isThin {
+            provisioning.unmap = true
+            provisioning.writeSame16Unmap = true
+            provisioning.unmappedReadsZeros = true
+            provisioning.type = .thin
+        }
+        return provisioning.page
     }
 }
 

@@ -9,6 +9,13 @@ struct BlockCommands {
     func read(_ transfer: BlockTransfer) throws(CheckCondition) -> SCSIOutcome {
         let range = try check(transfer)
         guard !range.isEmpty else { return .good }
+        unit.ranges.lock(range, exclusive: false)
+        defer { unit.ranges.unlock(range, exclusive: false) }
+        return SCSIOutcome(status: .good, dataIn: try bytes(of: range))
+    }
+
+    /// What is stored there now; the caller holds the range.
+    func bytes(of range: ByteRange) throws(CheckCondition) -> [UInt8] {
         var failure: StoreError?
         let data = [UInt8](unsafeUninitializedCapacity: Int(range.count)) { buffer, count in
             let bytes = UnsafeMutableRawBufferPointer(buffer)
@@ -19,42 +26,61 @@ struct BlockCommands {
                 count = Int(range.count)
             } catch { failure = error }
         }
-        if let failure { throw CheckCondition(SenseTable.sense(failure, .read, lba: transfer.lba)) }
-        return SCSIOutcome(status: .good, dataIn: data)
+        if let failure {
+            let lba = LBA(range.offset / UInt64(unit.blockSize))
+            throw CheckCondition(SenseTable.sense(failure, .read, lba: lba))
+        }
+        return data
     }
 
     func write(_ transfer: BlockTransfer) throws(CheckCondition) -> SCSIOutcome {
         let range = try check(transfer)
-        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
-        // An initiator that sends less than the CDB says gets its whole blocks written, and hears of the
-        // rest by the residual overflow.
-        let blockSize = Int(unit.blockSize)
-        let count = min(Int(range.count), task.dataOut.count / blockSize * blockSize)
-        if count > 0 || transfer.fua {
-            try store(.write, transfer.lba) { () throws(StoreError) in
-                try write(count, at: range.offset, durable: transfer.fua)
-            }
-        }
+        try requireWritable()
+        unit.ranges.lock(range, exclusive: false)
+        defer { unit.ranges.unlock(range, exclusive: false) }
+        try writeData(transfer, range, task.dataOut[...])
         return SCSIOutcome(status: .good, dataOutUsed: Int(range.count))
     }
 
-    /// Writes the first `count` bytes of data-out.
-    private func write(_ count: Int, at offset: UInt64, durable: Bool) throws(StoreError) {
-        let failure = task.dataOut.withUnsafeBytes { bytes -> StoreError? in
+    /// Writes `data` at the start of `range`, which the caller holds. An initiator that sends less than the CDB
+    /// says gets its whole blocks written, and hears of the rest by the residual overflow.
+    func writeData(
+        _ transfer: BlockTransfer, _ range: ByteRange, _ data: ArraySlice<UInt8>
+    ) throws(CheckCondition) {
+        let blockSize = Int(unit.blockSize)
+        let count = min(Int(range.count), data.count / blockSize * blockSize)
+        guard count > 0 || transfer.fua else { return }
+        try store(.write, transfer.lba) { () throws(StoreError) in
+            try write(data.prefix(count), at: range.offset, durable: transfer.fua)
+        }
+    }
+
+    func requireWritable() throws(CheckCondition) {
+        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
+    }
+
+    private func write(_ data: ArraySlice<UInt8>, at offset: UInt64, durable: Bool) throws(StoreError) {
+        let failure = data.withUnsafeBytes { bytes -> StoreError? in
             do throws(StoreError) {
-                try unit.store.write(
-                    UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: offset, durable: durable)
+                try unit.store.write(bytes, at: offset, durable: durable)
                 return nil
             } catch { return error }
         }
         if let failure { throw failure }
     }
 
-    private func check(_ transfer: BlockTransfer) throws(CheckCondition) -> ByteRange {
+    /// The blocks that a command without data is about, however many.
+    func place(_ transfer: BlockTransfer) throws(CheckCondition) -> ByteRange {
         if transfer.protect != 0 { throw .cdb(1, bit: 7) }
         guard let range = unit.range(transfer.lba, transfer.count.value) else {
             throw CheckCondition(SenseTable.outOfRange(transfer.lba))
         }
+        return range
+    }
+
+    /// The blocks of a command that transfers them all.
+    func check(_ transfer: BlockTransfer) throws(CheckCondition) -> ByteRange {
+        let range = try place(transfer)
         guard range.count <= UInt64(BridgeLimits.transferBytes) else {
             throw .cdb(Self.countField(transfer.form))
         }
@@ -83,15 +109,15 @@ struct BlockCommands {
 
     func writeSame(_ fields: WriteSame) throws(CheckCondition) -> SCSIOutcome {
         if fields.protect != 0 { throw .cdb(1, bit: 7) }
-        // The unit is fully provisioned (VPD page B2h).
+        // Blocks are never anchored (VPD page B2h), and only those of a thin unit are unmapped.
         if fields.anchor { throw .cdb(1, bit: 4) }
-        if fields.unmap { throw .cdb(1, bit: 3) }
+        if fields.unmap, !unit.isThin { throw .cdb(1, bit: 3) }
         let toEnd = unit.blockCount - min(fields.lba.value, unit.blockCount)
         let count = fields.count.value == 0 ? toEnd : fields.count.value
         guard let range = unit.range(fields.lba, count) else {
             throw CheckCondition(SenseTable.outOfRange(fields.lba))
         }
-        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
+        try requireWritable()
         let blockSize = Int(unit.blockSize)
         guard fields.noDataOut || task.dataOut.count >= blockSize else {
             throw CheckCondition(SenseTable.dataPhaseError)
@@ -103,11 +129,15 @@ struct BlockCommands {
         while position < range.end {
             if task.isAborted { return SCSIOutcome(status: .taskAborted) }
             let step = min(range.end - position, isZero ? BridgeLimits.writeSameStep : UInt64(pattern.count))
+            let part = ByteRange(offset: position, count: step)
+            unit.ranges.lock(part, exclusive: false)
+            defer { unit.ranges.unlock(part, exclusive: false) }
             try store(.write, LBA(position / UInt64(blockSize))) { () throws(StoreError) in
                 if isZero {
-                    try unit.store.writeZeroes(ByteRange(offset: position, count: step), options: [])
+                    // Unmapped blocks read as zeros: the same bytes for UNMAP and without.
+                    try unit.store.writeZeroes(part, options: unit.zeroOptions)
                 } else {
-                    try write(pattern, Int(step), at: position)
+                    try write(pattern[..<Int(step)], at: position, durable: false)
                 }
             }
             position += step
@@ -124,18 +154,7 @@ struct BlockCommands {
         return pattern
     }
 
-    private func write(_ bytes: [UInt8], _ count: Int, at offset: UInt64) throws(StoreError) {
-        let failure = bytes.withUnsafeBytes { bytes -> StoreError? in
-            do throws(StoreError) {
-                try unit.store.write(
-                    UnsafeRawBufferPointer(rebasing: bytes[..<count]), at: offset, durable: false)
-                return nil
-            } catch { return error }
-        }
-        if let failure { throw failure }
-    }
-
-    private func store(
+    func store(
         _ direction: SenseTable.Direction, _ lba: LBA? = nil, _ body: () throws(StoreError) -> Void
     ) throws(CheckCondition) {
         do throws(StoreError) { try body() } catch {

@@ -192,6 +192,7 @@ public final class BridgeDevice: SCSITargetDevice {
         case .write(let transfer): return try blocks.write(transfer)
         case .synchronizeCache(let fields): return try blocks.synchronizeCache(fields)
         case .writeSame16(let fields): return try blocks.writeSame(fields)
+        case .block(let command): return try blocks.execute(command)
         case .modeSense(let fields):
             return .data(try ModeSenseAnswer.data(fields, unit), allocationLength: fields.allocationLength)
         case .reservation(let command): return try reservation(command, task, unit)

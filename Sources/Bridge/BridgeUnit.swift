@@ -13,6 +13,9 @@ public struct BridgeUnit: Hashable, Sendable {
     /// Taken for itself when it is written. Without, somebody else may have it locked: a restore writes the source
     /// of a host that stands still and keeps its lock.
     public var isLocked = true
+    /// Whether initiators may unmap blocks, which gives their space back. Nil: if it is a writable file. False
+    /// also keeps the space of blocks that are written with zeros.
+    public var isThin: Bool?
     /// What people call it, in the log; the path unless given.
     public var name: String?
     /// The names of the initiators that may see and name it; nil: all. Compared without regard to case.

@@ -24,7 +24,15 @@ public enum BridgeLimits {
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
     /// Buffers of 1 MiB in flight of all copies together (one each at least), and of idle engines.
     static let engineDepth = 64
-    /// Bytes that one step of WRITE SAME does before it looks whether it was aborted.
+    /// Blocks of one COMPARE AND WRITE, a field of 8 bits.
+    public static let compareAndWriteBlocks = UInt8.max
+    /// Block descriptors of one UNMAP.
+    public static let unmapDescriptors = 256
+    /// Descriptors of one answer to GET LBA STATUS.
+    static let lbaStatusDescriptors = 256
+    /// Bytes that VERIFY reads at a time; after each it looks whether it was aborted.
+    static let verifyStep: UInt64 = 1 << 20
+    /// Bytes that one step of WRITE SAME or UNMAP does before it looks whether it was aborted.
     static let writeSameStep: UInt64 = 64 << 20
     /// Bytes of the buffer with which WRITE SAME writes a pattern.
     static let patternBytes = 1 << 20

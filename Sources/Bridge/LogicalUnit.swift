@@ -11,6 +11,12 @@ final class LogicalUnit: Sendable {
     /// Bytes.
     let blockSize: UInt32
     let blockCount: UInt64
+    /// Its blocks can be unmapped, and read as zeros then.
+    let isThin: Bool
+    /// How blocks of zeros are stored: a unit that is to stay fully provisioned keeps their space.
+    let zeroOptions: ZeroOptions
+    /// Keeps commands that read and write in one go apart from all others.
+    let ranges = RangeLock()
     /// All blocks, so its size is a multiple of the block size.
     let store: any BlockStore
     /// What lies below, for the copy engine; nil in tests.
@@ -45,6 +51,9 @@ final class LogicalUnit: Sendable {
         let padded = size.roundedUp(to: blockSize)
         self.store = padded == size ? store : PaddedStore(store, size: padded)
         blockCount = padded / blockSize
+        isThin =
+            !unit.readOnly && (unit.isThin ?? store.capabilities.isSuperset(of: [.trims, .knowsAllocation]))
+        zeroOptions = unit.isThin == false ? [.keepAllocated] : []
         backedBytes = size
         self.file = file
         self.storage = storage
@@ -80,7 +89,12 @@ final class LogicalUnit: Sendable {
         return lun
     }
 
-    var capacity: Capacity { Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize) }
+    var capacity: Capacity {
+        var capacity = Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize)
+        capacity.isProvisioned = isThin
+        capacity.unmappedReadsZeros = isThin
+        return capacity
+    }
 
     /// What names this unit to the copy manager, nothing else does; VPD page 83h tells them first.
     var designations: [DesignationDescriptor] { [naa, .t10Vendor(Identity.vendor, unique: serial)] }

@@ -50,7 +50,7 @@ enum OperationTable {
         [0, listIdentifier, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]
     }
 
-    static let all: [Operation] = primary + blocks + reservations
+    static let all: [Operation] = primary + blocks + otherBlocks + reservations
 
     private static let primary: [Operation] = [
         Operation(.testUnitReady, .all, none6),
@@ -91,6 +91,26 @@ enum OperationTable {
         Operation(.synchronizeCache10, .write, [0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]),
         Operation(.synchronizeCache16, .write, wide(0x02)),
         Operation(.writeSame16, .write, wide(0xF9)),
+    ]
+
+    private static let otherBlocks: [Operation] = [
+        Operation(.verify10, .read, [0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]),
+        Operation(.verify12, .read, [0xF6] + [UInt8](repeating: 0xFF, count: 8) + [0, 0]),
+        Operation(.verify16, .read, wide(0xF6)),
+        Operation(.writeAndVerify10, .write, [0xF6, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]),
+        Operation(.writeAndVerify12, .write, [0xF6] + [UInt8](repeating: 0xFF, count: 8) + [0, 0]),
+        Operation(.writeAndVerify16, .write, wide(0xF6)),
+        Operation(.prefetch10, .read, [0x02, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0xFF, 0xFF, 0]),
+        Operation(.prefetch16, .read, wide(0x02)),
+        Operation(.unmap, .write, [0x01, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
+        Operation(.writeSame10, .write, transfer10),
+        Operation(
+            .compareAndWrite, .write,
+            [0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0, 0, 0xFF, 0, 0]),
+        Operation(.orWrite16, .write, wide(0xF8)),
+        Operation(.serviceActionIn16, ServiceAction.getLBAStatus, .read, wide(0)),
+        Operation(.startStopUnit, .all, [0, 0, 0, 0xF3, 0]),
+        Operation(.preventAllowMediumRemoval, .write, [0, 0, 0, 0x03, 0]),
     ]
 
     private static let reservations: [Operation] =

@@ -65,4 +65,18 @@ final class PaddedStore: BlockStore {
     func prefetch(_ range: ByteRange) throws(StoreError) {
         if let part = cut(range) { try base.prefetch(part) }
     }
+
+    /// What lies beyond the base's end is never stored: a hole.
+    func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
+        guard let part = cut(range) else {
+            return [AllocationExtent(count: range.count, isHole: true, readsAsZeros: true)]
+        }
+        var extents = try base.allocation(of: part, limit: limit)
+        let told = extents.reduce(0) { $0 + $1.count }
+        if told == part.count, part.count < range.count, extents.count < limit {
+            extents.append(
+                AllocationExtent(count: range.count - part.count, isHole: true, readsAsZeros: true))
+        }
+        return extents
+    }
 }

@@ -115,6 +115,7 @@ public enum Command: Hashable, Sendable {
     case write(BlockTransfer)
     case synchronizeCache(SynchronizeCache)
     case writeSame16(WriteSame)
+    case block(BlockCommand)
     case modeSense(ModeSense)
     case reservation(ReservationCommand)
     case capabilityReport(CapabilityReport)
@@ -135,6 +136,8 @@ public enum Command: Hashable, Sendable {
         let code = OperationCode(rawValue: first)
         if let transfer = try Self.decodeTransfer(code, cdb) {
             self = transfer
+        } else if let block = try BlockCommand(code, cdb) {
+            self = .block(block)
         } else if let other = try Self.decodeBlockCommand(code, cdb) {
             self = other
         } else {

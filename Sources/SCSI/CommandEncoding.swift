@@ -8,6 +8,7 @@ extension Command {
         case .write(let transfer): Self.encode(transfer, [.write6, .write10, .write12, .write16])
         case .synchronizeCache(let fields): Self.encode(fields)
         case .writeSame16(let fields): Self.encode(fields)
+        case .block(let command): command.encoded()
         case .modeSense(let fields): Self.encode(fields)
         case .reservation(let command): command.encoded()
         case .capabilityReport(let report): report.encoded()
@@ -51,12 +52,13 @@ extension Command {
                 $0.set(identifier, at: 2)
                 $0.set(UInt32(length), at: 10)
             }
-        case .read, .write, .synchronizeCache, .writeSame16, .modeSense, .reservation, .capabilityReport:
+        case .read, .write, .synchronizeCache, .writeSame16, .block, .modeSense, .reservation,
+            .capabilityReport:
             preconditionFailure("encoded by itself")
         }
     }
 
-    private static func cdb(
+    static func cdb(
         _ code: OperationCode, _ fill: (inout BigEndianWriter) -> Void = { _ in }
     ) -> [UInt8] {
         guard let length = code.cdbLength else { preconditionFailure("an operation code without a form") }

@@ -56,8 +56,47 @@ import Testing
         ),
     ]
 
+    static let goldenBlockCommands: [(Command, [UInt8])] = [
+        (
+            .block(.verify(BlockTransfer(.ten, lba: LBA(0x0102_0304), count: BlockCount(5)), .oneBlock)),
+            [0x2F, 6, 1, 2, 3, 4, 0, 0, 5, 0]
+        ),
+        (
+            .block(.verify(BlockTransfer(.twelve, lba: LBA(9), count: BlockCount(0x01_0203)), .data)),
+            [0xAF, 2, 0, 0, 0, 9, 0, 1, 2, 3, 0, 0]
+        ),
+        (
+            .block(.writeAndVerify(BlockTransfer(.sixteen, lba: LBA(9), count: BlockCount(7)), .medium)),
+            [0x8E, 0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 7, 0, 0]
+        ),
+        (
+            .block(.prefetch(BlockTransfer(.ten, lba: LBA(2), count: BlockCount(3)), immediate: true)),
+            [0x34, 2, 0, 0, 0, 2, 0, 0, 3, 0]
+        ),
+        (.block(.unmap(anchor: true, parameterListLength: 0x0118)), [0x42, 1, 0, 0, 0, 0, 0, 1, 0x18, 0]),
+        (
+            .block(.writeSame10(WriteSame(lba: LBA(3), count: BlockCount(4), unmap: true))),
+            [0x41, 8, 0, 0, 0, 3, 0, 0, 4, 0]
+        ),
+        (
+            .block(
+                .compareAndWrite(BlockTransfer(.sixteen, lba: LBA(3), count: BlockCount(255), fua: true))),
+            [0x89, 8, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 255, 0, 0]
+        ),
+        (
+            .block(.orWrite(BlockTransfer(.sixteen, lba: LBA(3), count: BlockCount(0x0100)))),
+            [0x8B, 0, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 1, 0, 0, 0]
+        ),
+        (
+            .block(.getLBAStatus(lba: LBA(0x0506), allocationLength: 0x0207)),
+            [0x9E, 0x12, 0, 0, 0, 0, 0, 0, 5, 6, 0, 0, 2, 7, 0, 0]
+        ),
+        (.block(.startStop(start: true, loadOrEject: true, powerCondition: 3)), [0x1B, 0, 0, 0, 0x33, 0]),
+        (.block(.preventAllow(prevent: 1)), [0x1E, 0, 0, 0, 1, 0]),
+    ]
+
     @Test func goldenBytesBothWays() throws {
-        for (command, bytes) in Self.golden {
+        for (command, bytes) in Self.golden + Self.goldenBlockCommands {
             #expect(command.encoded() == bytes)
             #expect(try Command(decoding: bytes) == command)
             // As a transport hands it in: filled up to 16 bytes.

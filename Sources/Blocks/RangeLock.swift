@@ -1,11 +1,9 @@
-import Blocks
-
-/// Keeps a read-modify-write of a block apart from all other writes to it. Plain writes do not keep each
-/// other apart (``BlockStore`` promises no order), so they share.
+/// Keeps a read-modify-write of some bytes apart from all else that is done to them. Plain operations do not
+/// keep each other apart (``BlockStore`` promises no order), so they share. Ranges are in bytes.
 ///
 /// Who waits holds nothing, and who holds waits for nothing but the device: no deadlock. An engine, which
 /// holds several ranges, only tries, and waits solely when it holds none.
-final class RangeLock: Sendable {
+public final class RangeLock: Sendable {
     private struct Held {
         var start: UInt64
         var end: UInt64
@@ -14,17 +12,24 @@ final class RangeLock: Sendable {
 
     private let held = Monitor<[Held]>([])
 
-    func lock(_ range: ByteRange, exclusive: Bool) {
+    public init() {}
+
+    /// Waits until no other holder excludes `range`.
+    /// - Parameter exclusive: nobody else may hold any of the bytes; without, other sharers may.
+    public func lock(_ range: ByteRange, exclusive: Bool) {
         let wanted = Held(start: range.offset, end: range.end, isExclusive: exclusive)
         held.wait { held in Self.insert(wanted, &held) ? () : nil }
     }
 
-    func tryLock(_ range: ByteRange, exclusive: Bool) -> Bool {
+    /// The same, but instead of waiting it does nothing.
+    /// - Returns: whether the range is now held.
+    public func tryLock(_ range: ByteRange, exclusive: Bool) -> Bool {
         let wanted = Held(start: range.offset, end: range.end, isExclusive: exclusive)
         return held.withLock { held in Self.insert(wanted, &held) }
     }
 
-    func unlock(_ range: ByteRange, exclusive: Bool) {
+    /// Gives back what was locked with just these arguments; traps if nothing was.
+    public func unlock(_ range: ByteRange, exclusive: Bool) {
         held.withLockAndNotify { held in
             let index = held.firstIndex {
                 $0.start == range.offset && $0.end == range.end && $0.isExclusive == exclusive
