@@ -217,6 +217,21 @@ import Testing
         #expect(result.status == 0 && result.output.contains("unit 2: "), "\(result)")
     }
 
+    /// The second line of a CHAP file: an initiator that asks for the target's proof gets the right one.
+    @Test func theTargetProvesItselfToo() throws {
+        try write("mutual.chap", "agent the-agents-own-secret\ntarget the-targets-own-secret\n", mode: 0o600)
+        let bridge = try BridgeProcess(
+            units: ["0=" + scratch("unit0")], options: ["--chap-file", scratch("mutual.chap")])
+        func capacity(_ secret: String) throws -> ProgramResult {
+            let target = "target_user=target&target_password=\(secret)"
+            return try runProgram(
+                "iscsi-readcapacity16",
+                ["iscsi://agent%the-agents-own-secret@\(bridge.portal)/\(bridge.target)/0?\(target)"])
+        }
+        #expect(try capacity("the-targets-own-secret").isSuccess)
+        #expect(try !capacity("not-the-targets-secret").isSuccess)
+    }
+
     @Test func itListensOnSeveralPortals() throws {
         let bridge = try Outboard.start([
             "bridge", "--portal", "127.0.0.1:0", "--portal", "127.0.0.2:0", "--unit", "0=" + scratch("unit0"),
