@@ -147,9 +147,7 @@ struct CopyCommand: AsyncParsableCommand {
 
     private func chosenBridge() throws -> CopyRequest.Bridge {
         guard let bridge, let sourceUnit, let cacheUnit, let copyUnit else { return .privateOne }
-        let credentials = try chapFile.map { path throws(AgentError) in
-            try InitiatorCredentials(readingFile: path)
-        }
+        let credentials = try chapFile.map(SecretFile.initiatorCredentials)
         return .standing(
             try BridgeAddress(parsing: bridge, credentials: credentials), source: sourceUnit,
             cache: cacheUnit,

@@ -12,13 +12,10 @@ struct CopyDataOptions: ParsableArguments {
             valueName: "file"))
     var chapFile: String?
 
-    func credentials() throws(AgentError) -> InitiatorCredentials? {
-        guard let chapFile else { return nil }
-        return try InitiatorCredentials(readingFile: chapFile)
-    }
+    func credentials() throws -> InitiatorCredentials? { try chapFile.map(SecretFile.initiatorCredentials) }
 
     /// Reaches the bridge, if there is one, at once, so that its absence has its own exit status.
-    func opener(of copy: PhysicalCopy) throws(AgentError) -> DataOpener {
+    func opener(of copy: PhysicalCopy) throws -> DataOpener {
         guard case .unit(let target, let number) = copy.dataLocation else { return Self.openLocal }
         let initiator = try Initiator(BridgeAddress(parsing: target, credentials: credentials()))
         let store = try ISCSIStore(initiator, lun: number)

@@ -1,3 +1,4 @@
+import Agent
 import Foundation
 import Glibc
 import ISCSI
@@ -48,32 +49,57 @@ enum SecretFile {
         } catch { throw Failure(.io, "cannot read \(what) \(path): \(error)") }
     }
 
-    /// Name and secret from a CHAP file's first line; from a second line those by which the target proves itself.
-    static func credentials(_ path: String) throws -> CHAPCredentials {
-        let text = try read(path, for: "the CHAP file", nobodyElseMay: .read)
-        func wrong(_ why: String) -> Failure { Failure(.usage, "cannot use the CHAP file \(path): \(why)") }
-        let lines = text.split(omittingEmptySubsequences: false) { $0.isNewline }
-        func pair(_ index: Int) -> (name: String, secret: [UInt8])? {
-            guard index < lines.count else { return nil }
-            // A name may hold colons, as an iSCSI name does: they separate only where no white space does.
-            let blank = lines[index].contains { $0 == " " || $0 == "\t" }
-            let fields = lines[index].split(maxSplits: 1) { blank ? $0 == " " || $0 == "\t" : $0 == ":" }
-            guard fields.count == 2 else { return nil }
-            return (String(fields[0]), Array(fields[1].trimmingCharacters(in: .whitespaces).utf8))
-        }
-        guard let own = pair(0) else { throw wrong("its first line is not `name secret`") }
-        let mutual = pair(1)
-        if mutual == nil, lines.dropFirst().contains(where: { !$0.allSatisfy(\.isWhitespace) }) {
-            throw wrong("its second line is not the target's own `name secret`")
-        }
-        do throws(CHAPCredentials.Invalid) {
-            return try CHAPCredentials(name: own.name, secret: own.secret, mutual: mutual)
-        } catch {
-            switch error {
-            case .secretTooShort: throw wrong("a secret has less than \(ISCSILimits.chapSecret) bytes")
-            case .nameMissing: throw wrong("a name is missing")
-            case .sameSecretBothWays: throw wrong("both directions share a secret")
+    /// What a CHAP file says: name and secret on its first line; on a second, if there is one, those by which the
+    /// target proves itself.
+    private struct Lines {
+        var own: (name: String, secret: String)
+        var mutual: (name: String, secret: String)?
+
+        init(_ path: String) throws {
+            let text = try read(path, for: "the CHAP file", nobodyElseMay: .read)
+            let lines = text.split(omittingEmptySubsequences: false) { $0.isNewline }
+            func pair(_ index: Int) -> (name: String, secret: String)? {
+                guard index < lines.count else { return nil }
+                // A name may hold colons, as an iSCSI name does: they separate only where no white space does.
+                let blank = lines[index].contains { $0 == " " || $0 == "\t" }
+                let fields = lines[index].split(maxSplits: 1) { blank ? $0 == " " || $0 == "\t" : $0 == ":" }
+                guard fields.count == 2 else { return nil }
+                return (String(fields[0]), fields[1].trimmingCharacters(in: .whitespaces))
+            }
+            guard let own = pair(0) else { throw wrong(path, "its first line is not `name secret`") }
+            self.own = own
+            mutual = pair(1)
+            if mutual == nil, lines.dropFirst().contains(where: { !$0.allSatisfy(\.isWhitespace) }) {
+                throw wrong(path, "its second line is not the target's own `name secret`")
             }
         }
+    }
+
+    private static func wrong(_ path: String, _ why: String) -> Failure {
+        Failure(.usage, "cannot use the CHAP file \(path): \(why)")
+    }
+
+    /// For a target.
+    static func credentials(_ path: String) throws -> CHAPCredentials {
+        let lines = try Lines(path)
+        do throws(CHAPCredentials.Invalid) {
+            return try CHAPCredentials(
+                name: lines.own.name, secret: Array(lines.own.secret.utf8),
+                mutual: lines.mutual.map { ($0.name, Array($0.secret.utf8)) })
+        } catch {
+            switch error {
+            case .secretTooShort:
+                throw wrong(path, "a secret has less than \(ISCSILimits.chapSecret) bytes")
+            case .nameMissing: throw wrong(path, "a name is missing")
+            case .sameSecretBothWays: throw wrong(path, "both directions share a secret")
+            }
+        }
+    }
+
+    /// For the agent, who proves itself and asks for no proof: a second line is the target's business. Another
+    /// maker's target may have a shorter secret than ours takes.
+    static func initiatorCredentials(_ path: String) throws -> InitiatorCredentials {
+        let own = try Lines(path).own
+        return InitiatorCredentials(name: own.name, secret: own.secret)
     }
 }

@@ -339,30 +339,12 @@ import Testing
         #expect { try BridgeAddress(parsing: text) } throws: { ($0 as? AgentError)?.status == .usage }
     }
 
-    @Test func credentialsFile() throws {
-        let path = NSTemporaryDirectory() + "outboard-" + UUID().uuidString
-        defer { unlink(path) }
-        func write(_ text: String, _ mode: mode_t) throws {
-            try text.write(toFile: path, atomically: false, encoding: .utf8)
-            chmod(path, mode)
-        }
-        try write("agent some secret:words\n", 0o600)
-        let credentials = try InitiatorCredentials(readingFile: path)
-        #expect(credentials == InitiatorCredentials(name: "agent", secret: "some secret:words"))
-        #expect(try BridgeAddress(parsing: "iscsi://agent@h/t", credentials: credentials).credentials != nil)
-        try write("agent:secret", 0o600)
-        #expect(try InitiatorCredentials(readingFile: path).secret == "secret")
-        try write("agent", 0o600)
-        #expect { try InitiatorCredentials(readingFile: path) } throws: {
-            ($0 as? AgentError)?.status == .usage
-        }
-        try write("agent secret", 0o640)
-        #expect { try InitiatorCredentials(readingFile: path) } throws: {
-            ($0 as? AgentError)?.status == .notPermitted
-        }
-        unlink(path)
-        #expect { try InitiatorCredentials(readingFile: path) } throws: {
-            ($0 as? AgentError)?.status == .inputMissing
+    @Test func aUserWithoutASecretHasItFromTheFile() throws {
+        let credentials = InitiatorCredentials(name: "agent", secret: "some secret:words")
+        let address = try BridgeAddress(parsing: "iscsi://agent@h/t", credentials: credentials)
+        #expect(address.credentials == credentials)
+        #expect(throws: AgentError.self) {
+            try BridgeAddress(parsing: "iscsi://another@h/t", credentials: credentials)
         }
     }
 }

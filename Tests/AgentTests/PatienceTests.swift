@@ -98,6 +98,7 @@ import Testing
         let error = await #expect(throws: AgentError.self) {
             try await world.restore(request) { bridge in
                 bridge.flushing = { isCancelled in
+                    // By the clock: a bridge can only be asked, again and again, whether it is cancelled.
                     let deadline = MonotonicClock.now + 120_000_000_000
                     while !isCancelled(), MonotonicClock.now < deadline { usleep(1_000) }
                 }

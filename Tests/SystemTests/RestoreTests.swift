@@ -8,15 +8,6 @@ import Testing
         Set(try FileManager.default.contentsOfDirectory(atPath: scratch.path))
     }
 
-    private func flip(_ path: String, at place: Int) throws {
-        let file = try #require(FileHandle(forUpdatingAtPath: path))
-        defer { file.closeFile() }
-        try file.seek(toOffset: UInt64(place))
-        let byte = try #require(try file.read(upToCount: 1)?.first)
-        try file.seek(toOffset: UInt64(place))
-        try file.write(contentsOf: Data([byte ^ 0x10]))
-    }
-
     @Test("A damaged copy is not restored: nothing is written", arguments: ["overlay", "append"])
     func damage(mode: String) throws {
         let scratch = try ScratchDirectory()
@@ -30,7 +21,7 @@ import Testing
         let before = try names(scratch)
         let places = mode == "append" ? [12_345, (4 << 20) + 9] : [12_345, (4 << 20) - 1]
         for place in places {
-            try flip(scratch("copy/data.img"), at: place)
+            try flipByte(scratch("copy/data.img"), at: place)
             for destination in ["kept", "new"] {
                 let result = try Outboard.run(
                     ["restore", "volume", scratch("copy"), "--to", scratch(destination), "--force"])
@@ -39,7 +30,7 @@ import Testing
             }
             #expect(try contents(scratch("kept")) == kept)
             #expect(try names(scratch) == before)
-            try flip(scratch("copy/data.img"), at: place)
+            try flipByte(scratch("copy/data.img"), at: place)
         }
         let restored = try Outboard.run(["restore", "volume", scratch("copy"), "--to", scratch("new")])
         #expect(restored.isSuccess, "\(restored)")
@@ -95,11 +86,11 @@ import Testing
         #expect(live.isSuccess, "\(live)")
         #expect(try haveSameContents(host.source, scratch("expected")))
 
-        try flip(scratch("unit"), at: 100_000)
+        try flipByte(scratch("unit"), at: 100_000)
         #expect(try Outboard.run(["verify", scratch("copy")] + chap).status == 65)
         #expect(try Outboard.run(restore + [scratch("damaged")] + chap).status == 65)
         #expect(try !names(scratch).contains { $0.contains("damaged") })
-        try flip(scratch("unit"), at: 100_000)
+        try flipByte(scratch("unit"), at: 100_000)
 
         let integrated = try Outboard.run(["integrate", scratch("copy")] + chap)
         #expect(integrated.isSuccess, "\(integrated)")

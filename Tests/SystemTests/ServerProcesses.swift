@@ -146,3 +146,15 @@ func haveSameContents(_ first: String, _ second: String) throws -> Bool {
     let first = try contents(first)
     return try first == contents(second)
 }
+
+/// Damages one byte of a file.
+func flipByte(_ path: String, at place: Int) throws {
+    guard let file = FileHandle(forUpdatingAtPath: path) else { throw TestFailure("cannot open \(path)") }
+    defer { file.closeFile() }
+    try file.seek(toOffset: UInt64(place))
+    guard let byte = try file.read(upToCount: 1)?.first else {
+        throw TestFailure("\(path) has no byte \(place)")
+    }
+    try file.seek(toOffset: UInt64(place))
+    try file.write(contentsOf: Data([byte ^ 0x10]))
+}

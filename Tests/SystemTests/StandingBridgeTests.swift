@@ -24,7 +24,8 @@ import Testing
             for name in ["copy-unit", "read-only"] { try makeSparseFile(scratch(name), size: 32 << 20) }
             try makeSparseFile(scratch("small"), size: UInt64(StandingBridgeTests.size) - 512)
             chap = scratch("chap")
-            try Self.write("agent a-long-enough-secret\n", chap)
+            // One file for both ends; an iSCSI name holds a colon.
+            try Self.write("iqn.2026-01.net.example:agent a-long-enough-secret\n", chap)
             host = try HostProcess(scratch, options: ["--cache-size", "16MiB", "--chunk-size", "16KiB"])
             bridge = try BridgeProcess(
                 units: [
@@ -129,9 +130,14 @@ import Testing
 
     @Test func wrongCredentialsAreNotPermitted() throws {
         let site = try Site()
-        try Site.write("agent another-long-secret\n", site.directory("wrong"))
         let wrong = site.directory("wrong")
+        try Site.write("agent another-long-secret\n", wrong)
         try site.expectRefusal(site.copy(chap: wrong), 77, site.bridge.portal)
+        try Site.write("agent\n", wrong)
+        try site.expectRefusal(site.copy(chap: wrong), 64, "is not `name secret`")
+        #expect(chmod(wrong, 0o640) == 0)
+        try site.expectRefusal(site.copy(chap: wrong), 77, "chmod 600")
+        try site.expectRefusal(site.copy(chap: site.directory("none")), 66, "none: No such file")
     }
 
     @Test func aMissingUnitIsMissingInput() throws {

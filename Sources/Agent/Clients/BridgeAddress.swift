@@ -9,39 +9,6 @@ public struct InitiatorCredentials: Hashable, Sendable {
         self.name = name
         self.secret = secret
     }
-
-    /// Reads name and secret from a file's first line, separated by white space or a colon.
-    /// - Throws: 66 when it is not there, 77 when others than its owner may read it, 64 for other contents.
-    public init(readingFile path: String) throws(AgentError) {
-        let doing = "reading CHAP name and secret from"
-        let bytes: [UInt8]
-        do {
-            guard let handle = FileHandle(forReadingAtPath: path) else {
-                throw AgentError(
-                    .inputMissing, doing: doing, to: path, because: systemMessage(errno),
-                    advice: "name a file that holds `name secret`")
-            }
-            defer { handle.closeFile() }
-            var status = stat()
-            guard fstat(handle.fileDescriptor, &status) == 0, status.st_mode & 0o077 == 0 else {
-                throw AgentError(
-                    .notPermitted, doing: doing, to: path, because: "others than its owner may use it",
-                    advice: "chmod 600 \(path)")
-            }
-            bytes = Array(try handle.read(upToCount: ClientLimits.credentialsFileBytes) ?? Data())
-        } catch let error as AgentError { throw error } catch {
-            throw AgentError(.io, doing: doing, to: path, because: "\(error)")
-        }
-        let line = String(decoding: bytes.prefix { $0 != UInt8(ascii: "\n") }, as: UTF8.self)
-        let fields = line.split(maxSplits: 1) { $0 == " " || $0 == "\t" || $0 == ":" }
-        guard fields.count == 2 else {
-            throw AgentError(
-                .usage, doing: doing, to: path, because: "its first line is not `name secret`",
-                advice: "write the name, a space and the secret on its first line")
-        }
-        self.init(
-            name: String(fields[0]), secret: fields[1].trimmingCharacters(in: .whitespacesAndNewlines))
-    }
 }
 
 /// Where a copy manager is: `iscsi://[user[%secret]@]host[:port]/iqn…`.

@@ -31,6 +31,4 @@ public enum ClientLimits {
     public static let writeSameBytes: UInt64 = 1 << 30
     /// The greatest logical block that is believed, bytes.
     public static let scsiBlockBytes: UInt32 = 1 << 20
-    /// Bytes of a file with CHAP name and secret.
-    public static let credentialsFileBytes = 4096
 }
