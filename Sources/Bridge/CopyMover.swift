@@ -31,9 +31,9 @@ protocol CopyMover: Sendable {
     func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure)
 }
 
-/// Engines and how many copies use one: more copies at once get shallower queues, so that all together
-/// hold at most about ``BridgeLimits/engineDepth`` buffers. Those that are idle are kept, because touching
-/// fresh memory costs as much as copying through it.
+/// Engines and how many copies use one: the more there are when a copy begins, the shallower its queue
+/// (``BridgeLimits/engineDepth``). Those that are idle are kept, because touching fresh memory costs as much as copying
+/// through it.
 final class EnginePool: Sendable {
     private struct State {
         var idle: [CopyEngine] = []

@@ -22,7 +22,8 @@ public enum BridgeLimits {
     public static let concurrentCopiesOfNexus = SCSITargetLimits.nexusThreads - 8
     /// Bytes of one data-in or data-out of READ and WRITE.
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
-    /// Buffers of 1 MiB in flight of all copies together (one each at least), and of idle engines.
+    /// Buffers of 1 MiB that are divided by the number of copies when another begins (one each at least; those that
+    /// began before keep theirs), and that idle engines may keep.
     static let engineDepth = 64
     /// Blocks of one COMPARE AND WRITE, a field of 8 bits.
     public static let compareAndWriteBlocks = UInt8.max
