@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 @testable import Agent
@@ -64,23 +65,28 @@ import Testing
     func warningsAreTold() async throws {
         let world = LocalWorld()
         let script = world.path("bridge")
-        try """
-        #!/bin/sh
-        echo 'outboard bridge: warning: no direct I/O' >&2
-        echo 'ready 127.0.0.1:1 iqn.2026-01.net.example:x'
-        read line
-        echo 'outboard bridge: error: more' >&2
-        """.write(toFile: script, atomically: true, encoding: .utf8)
-        #expect(chmod(script, 0o700) == 0)
+        let text = """
+            #!/bin/sh
+            echo 'outboard bridge: warning: no direct I/O' >&2
+            echo 'ready 127.0.0.1:1 iqn.2026-01.net.example:x'
+            read line
+            echo 'outboard bridge: error: more' >&2
+            """
+        // By another process: a file that this one has open for writing while another test starts a child is busy.
+        let made = try runProgram(
+            "sh", ["-c", #"printf '%s\n' "$1" > "$2" && chmod 700 "$2""#, "sh", text, script])
+        #expect(made.isSuccess, "\(made)")
         let notices = Monitor<[String]>([])
         // Nobody listens there.
-        await #expect(throws: AgentError.self) {
+        let error = await #expect(throws: AgentError.self) {
             try await onThread {
                 _ = try BridgeProcess(
                     executable: script, units: [], cancellation: CancellationToken(),
                     notice: { text in notices.withLock { $0.append(text) } })
             }
         }
-        #expect(notices.withLock { $0 } == ["the private bridge: warning: no direct I/O"])
+        #expect(
+            notices.withLock { $0 } == ["the private bridge: warning: no direct I/O"],
+            "\(String(describing: error))")
     }
 }
