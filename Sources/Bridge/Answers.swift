@@ -35,6 +35,8 @@ enum InquiryAnswer {
                 VPDPageCode.deviceIdentification,
                 { .deviceIdentification($0.designations + $0.storageDesignations) }
             ),
+            (VPDPageCode.extendedInquiry, { _ in extendedInquiry }),
+            (VPDPageCode.modePagePolicy, { _ in .sharedModePages }),
             (VPDPageCode.thirdPartyCopy, { _ in thirdPartyCopy }),
             (VPDPageCode.blockLimits, blockLimits),
             // Not told whether it rotates.
@@ -44,6 +46,14 @@ enum InquiryAnswer {
             ),
             (VPDPageCode.logicalBlockProvisioning, provisioning),
         ]
+    }
+
+    private static var extendedInquiry: VPDPage {
+        var extended = ExtendedInquiry()
+        extended.hasVolatileCache = true
+        extended.orderedTasks = true
+        extended.senseDataLength = UInt8(SCSILimits.senseBytes)
+        return extended.page
     }
 
     private static var thirdPartyCopy: VPDPage {
@@ -82,37 +92,10 @@ enum InquiryAnswer {
         if unit.isThin {
             provisioning.unmap = true
             provisioning.writeSame16Unmap = true
+            provisioning.writeSame10Unmap = true
             provisioning.unmappedReadsZeros = true
             provisioning.type = .thin
         }
         return provisioning.page
     }
-}
-
-/// MODE SENSE data.
-enum ModeSenseAnswer {
-    static func data(_ fields: ModeSense, _ unit: LogicalUnit) throws(CheckCondition) -> [UInt8] {
-        if fields.control == .saved { throw CheckCondition(SenseTable.savedNotSupported) }
-        let selected: [ModePage]
-        if fields.page == ModeSense.allPages {
-            guard fields.subpage == 0 || fields.subpage == ModeSense.allSubpages else { throw .cdb(3) }
-            selected = pages
-        } else {
-            selected = pages.filter { $0.code == fields.page }
-            if selected.isEmpty { throw .cdb(2, bit: 5) }
-            guard fields.subpage == 0 else { throw .cdb(3) }
-        }
-        let parameters = ModeParameters(
-            isWriteProtected: unit.isReadOnly, supportsFUA: true,
-            capacity: fields.disableBlockDescriptors ? nil : unit.capacity,
-            pages: fields.control == .changeable ? selected.map(\.nothingChangeable) : selected)
-        return fields.form == .six
-            ? parameters.encoded6() : parameters.encoded10(longDescriptor: fields.longLBAAccepted)
-    }
-
-    /// GOOD may come before the data are on stable storage: direct I/O leaves them in the device's cache.
-    private static let pages: [ModePage] = [
-        .caching(writeCache: true), .control(),
-        ModePage(code: ModePage.informationalExceptions, body: [UInt8](repeating: 0, count: 10)),
-    ]
 }

@@ -50,13 +50,20 @@ struct BlockCommands {
         let blockSize = Int(unit.blockSize)
         let count = min(Int(range.count), data.count / blockSize * blockSize)
         guard count > 0 || transfer.fua else { return }
+        let durable = transfer.fua || unit.isWriteThrough
         try store(.write, transfer.lba) { () throws(StoreError) in
-            try write(data.prefix(count), at: range.offset, durable: transfer.fua)
+            try write(data.prefix(count), at: range.offset, durable: durable)
         }
     }
 
+    /// Where the unit has no write cache, all that was written is on stable storage at return.
+    func settle() throws(CheckCondition) {
+        guard unit.isWriteThrough else { return }
+        try store(.write) { () throws(StoreError) in try unit.store.flush() }
+    }
+
     func requireWritable() throws(CheckCondition) {
-        if unit.isReadOnly { throw CheckCondition(SenseTable.writeProtected) }
+        if let why = unit.writeProtection { throw CheckCondition(SenseData(.dataProtect, why)) }
     }
 
     private func write(_ data: ArraySlice<UInt8>, at offset: UInt64, durable: Bool) throws(StoreError) {
@@ -142,6 +149,7 @@ struct BlockCommands {
             }
             position += step
         }
+        try settle()
         return SCSIOutcome(status: .good, dataOutUsed: fields.noDataOut ? 0 : blockSize)
     }
 

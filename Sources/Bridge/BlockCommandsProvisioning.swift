@@ -9,10 +9,7 @@ extension BlockCommands {
         case .writeAndVerify(let transfer, let check): return try writeAndVerify(transfer, check)
         case .prefetch(let transfer, _): return try prefetch(transfer)
         case .unmap(let anchor, let length): return try unmap(anchor, length)
-        case .writeSame10(let fields):
-            // Only the sixteen-byte form unmaps (LBPWS10 in VPD page B2h).
-            if fields.unmap { throw .cdb(1, bit: 3) }
-            return try writeSame(fields)
+        case .writeSame10(let fields): return try writeSame(fields)
         case .compareAndWrite(let transfer): return try compareAndWrite(transfer)
         case .orWrite(let transfer): return try orWrite(transfer)
         case .getLBAStatus(let lba, let length): return try allocation(lba, length)
@@ -55,6 +52,7 @@ extension BlockCommands {
         for range in ranges {
             guard try unmap(range) else { return SCSIOutcome(status: .taskAborted) }
         }
+        if !ranges.isEmpty { try settle() }
         return SCSIOutcome(status: .good, dataOutUsed: length)
     }
 

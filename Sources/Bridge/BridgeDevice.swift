@@ -125,6 +125,7 @@ public final class BridgeDevice: SCSITargetDevice {
     public func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus) {
         guard let unit = unit(lun, for: nexus) else { return }
         reservations.reset(unit: unit.number)
+        unit.resetMode()
         for state in nexuses.withLock({ Array($0.values) }) {
             state.discardResults(of: unit)
             state.raise(.busDeviceReset, unit)
@@ -138,6 +139,10 @@ public final class BridgeDevice: SCSITargetDevice {
         lun.number.flatMap { number in units(visibleTo: nexus).first { $0.number == number } }
     }
 
+    public func usesDescriptorSense(_ lun: LogicalUnitNumber, _ nexus: Nexus) -> Bool {
+        unit(lun, for: nexus)?.mode.descriptorSense ?? false
+    }
+
     // MARK: Commands
 
     public func execute(_ task: SCSITask) -> SCSIOutcome {
@@ -148,7 +153,9 @@ public final class BridgeDevice: SCSITargetDevice {
         do throws(CheckCondition) {
             return try dispatch(task, state)
         } catch {
-            return .checkCondition(error.sense, dataOutUsed: task.dataOut.count)
+            return .checkCondition(
+                error.sense, descriptorFormat: usesDescriptorSense(task.lun, task.nexus),
+                dataOutUsed: task.dataOut.count)
         }
     }
 
@@ -195,6 +202,7 @@ public final class BridgeDevice: SCSITargetDevice {
         case .block(let command): return try blocks.execute(command)
         case .modeSense(let fields):
             return .data(try ModeSenseAnswer.data(fields, unit), allocationLength: fields.allocationLength)
+        case .modeSelect(let fields): return try modeSelect(fields, task, unit)
         case .reservation(let command): return try reservation(command, task, unit)
         case .capabilityReport(let report): return try OperationTable.report(report)
         case .extendedCopy(let length):

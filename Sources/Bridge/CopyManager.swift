@@ -55,6 +55,7 @@ extension BridgeDevice {
             throw CheckCondition(
                 SenseTable.sense(copy: error.segment, error.reason, residue: whole - error.written))
         }
+        try settle(plan)
         record.processed(segments: plan.segmentCount)
         record.finish()
         return true

@@ -130,7 +130,7 @@ struct SegmentPlanner {
 
     func destination() throws(CheckCondition) -> (unit: LogicalUnit, pad: Bool) {
         let device = try device(descriptor.destination, field: 6)
-        if device.unit.isReadOnly { throw aborted(.writeProtected) }
+        if let why = device.unit.writeProtection { throw aborted(why) }
         return device
     }
 

@@ -8,6 +8,7 @@ final class LogicalUnit: Sendable {
     let name: String
     let path: String
     let isReadOnly: Bool
+    private let modeValues = Monitor(ModeValues.defaults)
     /// Bytes.
     let blockSize: UInt32
     let blockCount: UInt64
@@ -30,6 +31,10 @@ final class LogicalUnit: Sendable {
     let serial: String
     /// The names in lower case of those who may see and name it; nil: all.
     let initiators: Set<String>?
+
+    /// Bytes of what reads, writes and unmaps best at once: a page, as it is cached and given back. Smaller writes
+    /// read first.
+    static let physicalBlock: UInt32 = 4096
 
     init(
         _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil
@@ -84,6 +89,32 @@ final class LogicalUnit: Sendable {
         }
     }
 
+    /// What MODE SELECT has made of it.
+    var mode: ModeValues { modeValues.withLock { $0 } }
+
+    /// - Returns: the values before and after.
+    func changeMode(
+        _ change: (inout ModeValues) throws(CheckCondition) -> Void
+    ) throws(CheckCondition) -> (old: ModeValues, new: ModeValues) {
+        try modeValues.withLock { values throws(CheckCondition) in
+            let old = values
+            try change(&values)
+            return (old, values)
+        }
+    }
+
+    /// A reset brings the default values back.
+    func resetMode() { modeValues.withLock { $0 = .defaults } }
+
+    /// Why nothing may be written to it now; nil: it may be.
+    var writeProtection: AdditionalSenseCode? {
+        if isReadOnly { return .writeProtected }
+        return mode.softwareWriteProtect ? .softwareWriteProtected : nil
+    }
+
+    /// Whether what is written must be on stable storage before GOOD, whatever the command says.
+    var isWriteThrough: Bool { !mode.writeCache }
+
     var lun: LogicalUnitNumber {
         guard let lun = LogicalUnitNumber(number) else { preconditionFailure("a unit number beyond 16383") }
         return lun
@@ -91,6 +122,7 @@ final class LogicalUnit: Sendable {
 
     var capacity: Capacity {
         var capacity = Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize)
+        capacity.physicalBlockExponent = UInt8((Self.physicalBlock / blockSize).trailingZeroBitCount)
         capacity.isProvisioned = isThin
         capacity.unmappedReadsZeros = isThin
         return capacity

@@ -56,6 +56,8 @@ enum OperationTable {
         Operation(.testUnitReady, .all, none6),
         Operation(.requestSense, .all, [0x01, 0, 0, 0xFF, 0]),
         Operation(.inquiry, .all, [0x01, 0xFF, 0xFF, 0xFF, 0]),
+        Operation(.modeSelect6, .write, [0x11, 0, 0, 0xFF, 0]),
+        Operation(.modeSelect10, .write, [0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
         Operation(.modeSense6, .write, [0x08, 0xFF, 0xFF, 0xFF, 0]),
         Operation(.modeSense10, .write, [0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0]),
         Operation(.reportLUNs, .all, [0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),

@@ -117,6 +117,7 @@ public enum Command: Hashable, Sendable {
     case writeSame16(WriteSame)
     case block(BlockCommand)
     case modeSense(ModeSense)
+    case modeSelect(ModeSelect)
     case reservation(ReservationCommand)
     case capabilityReport(CapabilityReport)
     /// EXTENDED COPY (LID1), SPC-4 §6.4.
@@ -257,6 +258,7 @@ public enum Command: Hashable, Sendable {
             sense.disableBlockDescriptors = cdb[1] & 0x08 != 0
             sense.longLBAAccepted = cdb[1] & 0x10 != 0
             return .modeSense(sense)
+        case .modeSelect6, .modeSelect10: return .modeSelect(ModeSelect(decoding: cdb))
         case .reportLUNs:
             let length = Int(cdb.bigEndian(at: 6, as: UInt32.self))
             // SPC-4 §6.33: fewer than 16 bytes is an error.

@@ -10,6 +10,7 @@ extension Command {
         case .writeSame16(let fields): Self.encode(fields)
         case .block(let command): command.encoded()
         case .modeSense(let fields): Self.encode(fields)
+        case .modeSelect(let fields): fields.encoded()
         case .reservation(let command): command.encoded()
         case .capabilityReport(let report): report.encoded()
         default: encodedPlain()
@@ -52,8 +53,8 @@ extension Command {
                 $0.set(identifier, at: 2)
                 $0.set(UInt32(length), at: 10)
             }
-        case .read, .write, .synchronizeCache, .writeSame16, .block, .modeSense, .reservation,
-            .capabilityReport:
+        case .read, .write, .synchronizeCache, .writeSame16, .block, .modeSense, .modeSelect,
+            .reservation, .capabilityReport:
             preconditionFailure("encoded by itself")
         }
     }

@@ -18,8 +18,16 @@ public protocol SCSITargetDevice: AnyObject, Sendable {
     /// Never throws: what fails is told by status and sense.
     func execute(_ task: SCSITask) -> SCSIOutcome
 
+    /// Whether sense data of the unit come in descriptor form (D_SENSE of its control mode page): for what the
+    /// transport itself answers with CHECK CONDITION.
+    func usesDescriptorSense(_ lun: LogicalUnitNumber, _ nexus: Nexus) -> Bool
+
     /// Logical unit reset: whatever runs on that unit has been marked aborted by the transport.
     func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus)
+}
+
+extension SCSITargetDevice {
+    public func usesDescriptorSense(_ lun: LogicalUnitNumber, _ nexus: Nexus) -> Bool { false }
 }
 
 public enum SCSITargetLimits {

@@ -116,11 +116,6 @@ public struct ModePage: Hashable, Sendable {
 
     func encoded() -> [UInt8] { [UInt8(isSavable ? 0x80 : 0) | code, UInt8(body.count)] + body }
 
-    /// The same page with no bit set, as MODE SENSE answers for changeable values when none is changeable.
-    public var nothingChangeable: ModePage {
-        ModePage(code: code, body: [UInt8](repeating: 0, count: body.count))
-    }
-
     /// Caching (SBC-3 §6.5.5).
     /// - Parameters:
     ///   - writeCache: WCE: GOOD may come before the data are on stable storage.

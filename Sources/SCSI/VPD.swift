@@ -5,6 +5,8 @@ public enum VPDPageCode {
     public static let supportedPages: UInt8 = 0x00
     public static let unitSerialNumber: UInt8 = 0x80
     public static let deviceIdentification: UInt8 = 0x83
+    public static let extendedInquiry: UInt8 = 0x86
+    public static let modePagePolicy: UInt8 = 0x87
     public static let thirdPartyCopy: UInt8 = 0x8F
     public static let blockLimits: UInt8 = 0xB0
     public static let blockDeviceCharacteristics: UInt8 = 0xB1

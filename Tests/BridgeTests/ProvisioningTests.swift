@@ -115,9 +115,10 @@ import Testing
             for (unit, thin) in [(0, true), (1, false), (2, false)] {
                 let capacity = try Capacity(
                     decoding16: bench.send(.readCapacity16(allocationLength: 32), unit).dataIn)
+                #expect(capacity.physicalBlockExponent == 3 && capacity.lowestAlignedLBA == 0)
                 #expect(capacity.isProvisioned == thin && capacity.unmappedReadsZeros == thin)
                 let b2 = bench.send(.inquiry(page: 0xB2, allocationLength: 64), unit).dataIn
-                #expect(b2[5] == (thin ? 0xC4 : 0) && b2[6] == (thin ? 2 : 0))
+                #expect(b2[5] == (thin ? 0xE4 : 0) && b2[6] == (thin ? 2 : 0))
                 let limits = try BlockLimits(
                     page: VPDPage(
                         decoding: bench.send(.inquiry(page: 0xB0, allocationLength: 64), unit).dataIn,
@@ -132,21 +133,25 @@ import Testing
         try withUnits { bench, _ in
             let zero = [UInt8](repeating: 0, count: 512)
             let same = WriteSame(lba: LBA(128), count: BlockCount(128), unmap: true)
-            #expect(bench.send(.block(.writeSame10(same)), data: zero).refused(cdbByte: 1))
-            #expect(bench.send(.writeSame16(same), data: zero).isGood)
-            #expect(status(bench, 128, length: 24) == [[128, 128, 1]])
+            var plain = same
+            plain.unmap = false
+            for command in [Command.block(.writeSame10(same)), .writeSame16(same)] {
+                #expect(bench.send(.writeSame16(plain), data: pattern(512, seed: 9)).isGood)
+                #expect(status(bench, 128, length: 24).first?.last == 0)
+                #expect(bench.send(command, data: zero).isGood)
+                #expect(status(bench, 128, length: 24) == [[128, 128, 1]])
+            }
             // Blocks that would not read as they were written are not unmapped.
             let block = pattern(512, seed: 8)
             #expect(bench.send(.writeSame16(same), data: block).isGood)
             let read = bench.send(.read(BlockTransfer(.ten, lba: LBA(255), count: BlockCount(1)))).dataIn
             #expect(read == block)
             #expect(bench.send(.writeSame16(same), 1, data: zero).refused(cdbByte: 1))
+            #expect(bench.send(.block(.writeSame10(same)), 1, data: zero).refused(cdbByte: 1))
             var anchored = same
             anchored.anchor = true
             #expect(bench.send(.writeSame16(anchored), data: zero).refused(cdbByte: 1))
             // A thick unit keeps the space of zeros.
-            var plain = same
-            plain.unmap = false
             #expect(bench.send(.writeSame16(plain), 1, data: zero).isGood)
             #expect(status(bench, 0, 1) == [[0, 2048, 0]])
         }

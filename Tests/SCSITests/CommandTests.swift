@@ -41,6 +41,11 @@ import Testing
             .writeSame16(WriteSame(lba: LBA(3), count: BlockCount(4), unmap: true, noDataOut: true)),
             [0x93, 9, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0]
         ),
+        (.modeSelect(ModeSelect(.six, parameterListLength: 24)), [0x15, 0x10, 0, 0, 24, 0]),
+        (
+            .modeSelect(ModeSelect(.ten, parameterListLength: 0x0118)),
+            [0x55, 0x10, 0, 0, 0, 0, 0, 0x01, 0x18, 0]
+        ),
         (.modeSense(ModeSense(.six, page: 0x3F, allocationLength: 255)), [0x1A, 0, 0x3F, 0, 255, 0]),
         (
             .modeSense(ModeSense(.ten, page: 8, allocationLength: 0x0203)),
