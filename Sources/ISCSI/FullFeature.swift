@@ -133,9 +133,7 @@ extension TargetConnection {
         // All targets can be asked for in discovery only; the own one, in a normal session (RFC 7143 app. C).
         if key.value == "All", !isDiscovery { return [TextKey(key.key, OperationalNegotiation.reject)] }
         guard isOurs || key.value == "All" || (key.value.isEmpty && !isDiscovery) else { return [] }
-        return [
-            TextKey("TargetName", target.name),
-            TextKey("TargetAddress", "\(portal),\(TargetIdentity.portalGroupTag)"),
-        ]
+        return [TextKey("TargetName", target.name)]
+            + portals().map { TextKey("TargetAddress", "\($0),\(TargetIdentity.portalGroupTag)") }
     }
 }

@@ -12,6 +12,11 @@ public struct ISCSITargetConfiguration: Sendable {
     /// The target's iSCSI name, e.g. `iqn.2026-01.net.example:outboard` (RFC 7143 §4.2.7).
     public var targetName: String
     public var access: ISCSIAccess
+    public var times = ISCSITimes()
+    /// Connections at once, of all portals together; more are closed as they come.
+    public var connections = ISCSILimits.connections
+    /// Those of them that are in login; one more ends the oldest of them.
+    public var loginConnections = ISCSILimits.loginConnections
 
     public init(portals: [ISCSIPortal], targetName: String, access: ISCSIAccess) {
         self.portals = portals
@@ -80,7 +85,7 @@ public final class ISCSITarget: Sendable {
         }
         guard !configuration.portals.isEmpty else { throw StartError.noPortal }
         let identity = TargetIdentity(name: configuration.targetName, access: configuration.access.lowercased)
-        let shared = TargetShared(device: device, identity: identity, logger: logger)
+        let shared = TargetShared(device: device, identity: identity, configuration, logger: logger)
         let group = MultiThreadedEventLoopGroup(numberOfThreads: min(4, System.coreCount))
         var portals: [ISCSIPortal] = []
         var listeners: [any Channel] = []
@@ -88,6 +93,7 @@ public final class ISCSITarget: Sendable {
             do {
                 let listener = try await listen(group, portal, shared)
                 portal.port = listener.localAddress?.port ?? portal.port
+                if let address = listener.localAddress { shared.portals.add(address) }
                 portals.append(portal)
                 listeners.append(listener)
             } catch {

@@ -38,6 +38,15 @@ public enum ISCSILimits {
     public static let loginSeconds: Int64 = 15
     /// Connections at once; more are closed as they come.
     public static let connections = 256
+    /// Those of them that are in login; one more ends the oldest of them, so that strangers who say nothing keep
+    /// nobody out.
+    public static let loginConnections = 64
+    /// Seconds of silence in full feature phase after which a peer is pinged; as many more, and it is dead.
+    public static let pingSeconds: Int64 = 30
+    /// Seconds without a request after which a discovery session ends.
+    public static let discoverySeconds: Int64 = 60
+    /// Seconds that an old session may take to end before the login that reinstates it is refused.
+    public static let reinstatementSeconds: Int64 = 10
     /// Threads that execute the commands of one session.
     public static let workersPerSession = SCSITargetLimits.nexusThreads
     /// Seconds after which a connection without acknowledgements, or whose peer takes nothing, is dead.

@@ -35,6 +35,8 @@ struct LoginResult: Hashable {
     var initiatorName: String
     /// 48 bits.
     var isid: UInt64
+    /// Of the session to join; 0: a new one.
+    var tsih: UInt16
     var isDiscovery: Bool
     var authenticatedName: String?
     var parameters: NegotiatedParameters
@@ -75,6 +77,7 @@ struct LoginPhase {
     private var requests = 0
     private var text: [UInt8] = []
     private var isid: UInt64 = 0
+    private var tsih: UInt16 = 0
     private var connectionID: UInt16 = 0
     private var initiatorTaskTag: UInt32 = 0
     private var cmdSN: UInt32 = 0
@@ -156,12 +159,9 @@ struct LoginPhase {
             initiatorTaskTag = pdu.initiatorTaskTag
             cmdSN = pdu.cmdSN
             statSN = pdu.expStatSN
-            // One connection a session, and none outlives its connection (error recovery level 0).
-            guard pdu[half: 14] == 0 else {
-                throw Failure(.sessionDoesNotExist, "there is no session to join")
-            }
+            tsih = pdu[half: 14]
         } else {
-            guard isid == self.isid, pdu[half: 20] == connectionID, pdu[half: 14] == 0,
+            guard isid == self.isid, pdu[half: 20] == connectionID, pdu[half: 14] == tsih,
                 pdu.initiatorTaskTag == initiatorTaskTag
             else { throw Failure(.invalidDuringLogin, "ISID, TSIH, CID or task tag changed") }
         }
@@ -202,11 +202,18 @@ struct LoginPhase {
         guard initiator.utf8.count <= ISCSILimits.name else {
             throw Failure(.initiatorError, "name too long")
         }
+        // It is going to stand in logs.
+        let isPrintable = initiator.unicodeScalars.allSatisfy {
+            !$0.properties.isWhitespace && $0.properties.generalCategory != .control
+                && $0.properties.generalCategory != .format
+        }
+        guard isPrintable else { throw Failure(.initiatorError, "a name with blanks or control characters") }
         switch named["SessionType"] ?? "Normal" {
         case "Normal": isDiscovery = false
         case "Discovery": isDiscovery = true
         default: throw Failure(.sessionTypeNotSupported, "no such session type")
         }
+        if isDiscovery, tsih != 0 { throw Failure(.sessionDoesNotExist, "a discovery session to join") }
         // iSCSI names compare in lower case (RFC 7143 §4.2.7.2).
         let name = initiator.lowercased()
         switch target.access.demand(of: name) {
@@ -278,7 +285,7 @@ struct LoginPhase {
             throw Failure(.authenticationFailure, "not authenticated")
         }
         return LoginResult(
-            initiatorName: initiatorName, isid: isid, isDiscovery: isDiscovery,
+            initiatorName: initiatorName, isid: isid, tsih: tsih, isDiscovery: isDiscovery,
             authenticatedName: chap?.name, parameters: negotiation.parameters, connectionID: connectionID,
             expCmdSN: cmdSN)
     }

@@ -9,7 +9,7 @@ protocol RegisteredSession: AnyObject, Sendable {
     func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void)
 }
 
-/// The sessions of one target.
+/// The sessions of one target, by whichever of its portals they came: all are of one portal group.
 final class SessionRegistry: Sendable {
     struct Key: Hashable {
         var initiatorName: String
@@ -18,37 +18,86 @@ final class SessionRegistry: Sendable {
 
     private struct Entry {
         var tsih: UInt16
+        var connectionID: UInt16
         var session: any RegisteredSession
+    }
+
+    private struct Claim: Equatable {
+        var number: UInt64
+        /// The handle that it keeps; 0: none.
+        var tsih: UInt16
     }
 
     private struct State {
         var sessions: [Key: Entry] = [:]
+        /// The latest login of each name that waits for an old session to end.
+        var claims: [Key: Claim] = [:]
+        var lastClaim: UInt64 = 0
         var lastTSIH: UInt16 = 0
         var isClosed = false
-    }
 
-    /// Time for an old session of the same name to end, nanoseconds.
-    private static let reinstatementNanoseconds: UInt64 = 10_000_000_000
+        mutating func newTSIH() -> UInt16 {
+            let taken = Set(sessions.values.map(\.tsih) + claims.values.map(\.tsih))
+            repeat { lastTSIH &+= 1 } while lastTSIH == 0 || taken.contains(lastTSIH)
+            return lastTSIH
+        }
+    }
 
     /// Time for other sessions' tasks to end once they are aborted, nanoseconds.
     private static let abortNanoseconds: UInt64 = 60_000_000_000
 
     private let state = Monitor(State())
+    private let patience: UInt64
 
-    /// Enters a session; one of the same initiator name and ISID is ended first (RFC 7143 §6.3.5). Blocks.
-    /// - Returns: its TSIH; nil when the old one does not end, or the target shuts down.
-    func enter(_ key: Key, _ session: any RegisteredSession) -> UInt16? {
-        let old = state.withLock { $0.sessions[key]?.session }
-        old?.terminate(why: "reinstated")
-        let tsih = state.wait(nanoseconds: Self.reinstatementNanoseconds) { state -> UInt16?? in
-            if state.isClosed { return .some(nil) }
-            guard state.sessions[key] == nil else { return nil }
-            let taken = Set(state.sessions.values.map(\.tsih))
-            repeat { state.lastTSIH &+= 1 } while state.lastTSIH == 0 || taken.contains(state.lastTSIH)
-            state.sessions[key] = Entry(tsih: state.lastTSIH, session: session)
-            return .some(state.lastTSIH)
+    /// - Parameter patience: what the end of an old session may take.
+    init(patience: Duration = .seconds(ISCSILimits.reinstatementSeconds)) {
+        self.patience = Liveness.nanoseconds(patience)
+    }
+
+    /// Enters a session; one of the same initiator name and ISID is ended first (RFC 7143 §6.3.5). Of several
+    /// logins that wait for that, the latest gets in and the others are refused: whoever logs in again has given up
+    /// what it began before. Blocks.
+    /// - Parameters:
+    ///   - tsih: 0 for a new session. With another one the connection of that session is reinstated (§6.3.4): at
+    ///     error recovery level 0 all its tasks end, and so does the nexus, but the handle stays.
+    /// - Returns: its TSIH, or why there is no session.
+    func enter(
+        _ key: Key, tsih: UInt16 = 0, connectionID: UInt16 = 0, _ session: any RegisteredSession
+    ) -> Result<UInt16, Refusal> {
+        let (claim, old, refusal) = state.withLockAndNotify { state -> (Claim, Entry?, LoginStatus?) in
+            let nothing = Claim(number: 0, tsih: 0)
+            let old = state.sessions[key]
+            if tsih != 0 {
+                guard let old, old.tsih == tsih else { return (nothing, nil, .sessionDoesNotExist) }
+                // One connection a session.
+                guard old.connectionID == connectionID else { return (nothing, nil, .tooManyConnections) }
+            }
+            state.lastClaim += 1
+            let claim = Claim(number: state.lastClaim, tsih: tsih)
+            state.claims[key] = claim
+            return (claim, old, nil)
         }
-        return tsih ?? nil
+        if let refusal { return .failure(Refusal(refusal)) }
+        // Once it is gone nobody but this claim or a later one enters, so that this one displaces one session.
+        old?.session.terminate(why: "reinstated")
+        let entered = state.wait(nanoseconds: patience) { state -> Result<UInt16, Refusal>? in
+            guard state.claims[key] == claim else { return .failure(Refusal(.serviceUnavailable)) }
+            if state.isClosed { return .failure(Refusal(.serviceUnavailable)) }
+            guard state.sessions[key] == nil else { return nil }
+            let handle = tsih == 0 ? state.newTSIH() : tsih
+            state.sessions[key] = Entry(tsih: handle, connectionID: connectionID, session: session)
+            state.claims[key] = nil
+            return .success(handle)
+        }
+        if case .success = entered { return entered ?? .failure(Refusal(.outOfResources)) }
+        state.withLock { if $0.claims[key] == claim { $0.claims[key] = nil } }
+        return entered ?? .failure(Refusal(.outOfResources))
+    }
+
+    /// Why there is no session.
+    struct Refusal: Error, Hashable {
+        var status: LoginStatus
+        init(_ status: LoginStatus) { self.status = status }
     }
 
     /// The session has ended, its nexus included.
@@ -71,9 +120,4 @@ final class SessionRegistry: Sendable {
 
     /// No more sessions from now on.
     func close() { state.withLockAndNotify { $0.isClosed = true } }
-
-    /// Waits until no session is left. Blocks.
-    func waitUntilEmpty(nanoseconds: UInt64) -> Bool {
-        state.wait(nanoseconds: nanoseconds) { $0.sessions.isEmpty ? true : nil } ?? false
-    }
 }

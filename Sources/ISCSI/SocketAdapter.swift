@@ -8,24 +8,47 @@ final class TargetShared: Sendable {
     let device: any SCSITargetDevice
     let identity: TargetIdentity
     let logger: Logger
-    let registry = SessionRegistry()
+    let registry: SessionRegistry
     let budget = DataBudget()
-    private let connections = Monitor<(count: Int, open: [ObjectIdentifier: ConnectionHandler])>((0, [:]))
+    let portals = PortalList()
+    let times: ISCSITimes
+    private let limits: (connections: Int, inLogin: Int)
+    private let connections = Monitor(Connections())
 
-    init(device: any SCSITargetDevice, identity: TargetIdentity, logger: Logger) {
+    private struct Connections {
+        /// Those that are being accepted included.
+        var count = 0
+        var open: [ObjectIdentifier: ConnectionHandler] = [:]
+        /// In the order in which they came.
+        var inLogin: [ConnectionHandler] = []
+        /// The last one that came was one too many.
+        var isFull = false
+    }
+
+    init(
+        device: any SCSITargetDevice, identity: TargetIdentity, _ configuration: ISCSITargetConfiguration,
+        logger: Logger
+    ) {
         self.device = device
         self.identity = identity
         self.logger = logger
+        times = configuration.times
+        registry = SessionRegistry(patience: configuration.times.reinstatement)
+        limits = (configuration.connections, configuration.loginConnections)
     }
 
     /// Counts a new connection, if there may be one more.
     func admitConnection() -> Bool {
-        let admitted = connections.withLock { state in
-            guard state.count < ISCSILimits.connections else { return false }
+        let (admitted, isNews) = connections.withLock { state -> (Bool, Bool) in
+            guard state.count < limits.connections else {
+                defer { state.isFull = true }
+                return (false, !state.isFull)
+            }
+            state.isFull = false
             state.count += 1
-            return true
+            return (true, false)
         }
-        if !admitted { logger.warning("too many connections: one more is closed") }
+        if isNews { logger.warning("too many connections: whoever comes now is sent away") }
         return admitted
     }
 
@@ -33,12 +56,28 @@ final class TargetShared: Sendable {
     func withdrawConnection() { connections.withLock { $0.count -= 1 } }
 
     func opened(_ handler: ConnectionHandler) {
-        connections.withLock { $0.open[ObjectIdentifier(handler)] = handler }
+        let tooMuch = connections.withLock { state -> ConnectionHandler? in
+            state.open[ObjectIdentifier(handler)] = handler
+            state.inLogin.append(handler)
+            return state.inLogin.count > limits.inLogin ? state.inLogin.removeFirst() : nil
+        }
+        tooMuch?.terminate(why: "too many connections in login, of which this is the oldest")
+    }
+
+    /// It has proven who it is, or has ended.
+    func leftLogin(_ handler: ConnectionHandler) {
+        connections.withLock { $0.inLogin.removeAll { $0 === handler } }
+    }
+
+    /// Ends all sessions.
+    func terminateAll(why: String) {
+        for handler in connections.withLock({ Array($0.open.values) }) { handler.terminate(why: why) }
     }
 
     func ended(_ handler: ConnectionHandler) {
         connections.withLockAndNotify { state in
             if state.open.removeValue(forKey: ObjectIdentifier(handler)) != nil { state.count -= 1 }
+            state.inLogin.removeAll { $0 === handler }
         }
     }
 
@@ -49,9 +88,7 @@ final class TargetShared: Sendable {
         if await isEmpty(within: ISCSILimits.shutdownSeconds, on: loop) { return }
         for handler in connections.withLock({ Array($0.open.values) }) { handler.terminateWhenIdle() }
         if await !isEmpty(within: drainSeconds, on: loop) {
-            for handler in connections.withLock({ Array($0.open.values) }) {
-                handler.terminate(why: "shutdown")
-            }
+            terminateAll(why: "shutdown")
             // Longer than any device should take to notice that its commands are aborted.
             if await !isEmpty(within: 30, on: loop) { logger.error("a session does not end") }
         }
@@ -89,7 +126,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     private var pool: WorkerPool?
     private var key: SessionRegistry.Key?
     private var nexus: Nexus?
-    private var loginTimeout: Scheduled<Void>?
+    private var liveness: Liveness
+    private var nextLook: Scheduled<Void>?
+    /// A thread makes the session; it comes back by ``established(_:_:tsih:)`` or ``refused(_:)``.
+    private var isEstablishing = false
     /// The peer is being held back.
     private var isReadPaused = false
     private var isInactive = false
@@ -107,14 +147,11 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         loop = channel.eventLoop
         logger = shared.logger
         logger[metadataKey: "peer"] = "\(channel.remoteAddress?.description ?? "unknown")"
+        let local = channel.localAddress
         connection = TargetConnection(
-            target: shared.identity, portal: Self.portal(of: channel.localAddress), budget: shared.budget)
-    }
-
-    /// As SendTargets tells it (RFC 7143 §13.8).
-    private static func portal(of address: SocketAddress?) -> String {
-        guard let address, let host = address.ipAddress, let port = address.port else { return "" }
-        return address.protocol == .inet6 ? "[\(host)]:\(port)" : "\(host):\(port)"
+            target: shared.identity, portals: { [shared] in shared.portals.addresses(toPeerBy: local) },
+            budget: shared.budget)
+        liveness = Liveness(shared.times, now: MonotonicClock.now)
     }
 
     // MARK: Channel
@@ -122,16 +159,28 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     func handlerAdded(context: ChannelHandlerContext) { shared.opened(self) }
 
     func channelActive(context: ChannelHandlerContext) {
-        loginTimeout = loop.scheduleTask(in: .seconds(ISCSILimits.loginSeconds)) { [weak self] in
-            guard let self, !connection.isLoggedIn else { return }
-            terminateOnLoop(why: "login took too long")
-        }
+        look()
         context.read()
+    }
+
+    /// Sees whether the peer is still there, and when to look again.
+    private func look() {
+        guard !isInactive else { return }
+        let (verdict, next) = liveness.look(now: MonotonicClock.now, canPing: !isReadPaused)
+        switch verdict {
+        case .alive: break
+        case .ping: perform(connection.ping())
+        case .dead(let why): return terminateOnLoop(why: why)
+        }
+        nextLook?.cancel()
+        nextLook = loop.scheduleTask(in: .nanoseconds(Int64(clamping: next))) { [weak self] in self?.look() }
     }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
         let buffer = unwrapInboundIn(data)
+        let before = connection.requests
         perform(buffer.withUnsafeReadableBytes { connection.receive($0) })
+        liveness.heard(isRequest: connection.requests != before, now: MonotonicClock.now)
     }
 
     func channelReadComplete(context: ChannelHandlerContext) {
@@ -151,13 +200,14 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     private func end() {
         guard !isInactive else { return }
         isInactive = true
-        loginTimeout?.cancel()
+        nextLook?.cancel()
         connection.disconnected()
         pool?.stop()
         // The tasks are forgotten, but what the device is at ends only with the threads.
         for waiter in waiting { whenOver(waiter.done) }
         waiting = []
-        endNexus()
+        // The thread that makes the session sees that it ends.
+        if !isEstablishing { endNexus() }
     }
 
     /// Tells the device that the nexus is lost, on a thread of its own, since that may block.
@@ -235,6 +285,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         // Written or failed: either way the memory is free again, and a failure closes the channel.
         promise.futureResult.whenComplete { [self] _ in
             perform(connection.written(bytes: bytes, cost: cost))
+            if isReadPaused { liveness.heard(isRequest: false, now: MonotonicClock.now) }
             if isReadPaused, connection.wantsInput {
                 isReadPaused = false
                 channel.read()
@@ -251,6 +302,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     }
 
     private func establish(_ result: LoginResult) {
+        shared.leftLogin(self)
+        isEstablishing = true
         let nexus = Nexus(
             initiatorName: result.initiatorName, sessionIdentifier: result.isid,
             authenticatedName: result.authenticatedName)
@@ -260,27 +313,35 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             guard !result.isDiscovery else {
                 return loop.execute { self.established(nexus, nil, tsih: 0xFFFF) }
             }
-            guard let tsih = shared.registry.enter(key, self) else {
-                return loop.execute { self.perform(self.connection.refused(.outOfResources)) }
+            switch shared.registry.enter(
+                key, tsih: result.tsih, connectionID: result.connectionID, self)
+            {
+            case .failure(let refusal): loop.execute { self.refused(refusal.status) }
+            case .success(let tsih):
+                shared.device.openNexus(nexus)
+                loop.execute { self.established(nexus, key, tsih: tsih) }
             }
-            shared.device.openNexus(nexus)
-            loop.execute { self.established(nexus, key, tsih: tsih) }
         }
-        if !started { perform(connection.refused(.outOfResources)) }
+        if !started { refused(.outOfResources) }
+    }
+
+    private func refused(_ status: LoginStatus) {
+        isEstablishing = false
+        if isInactive { return endNexus() }
+        perform(connection.refused(status))
     }
 
     private func established(_ nexus: Nexus, _ key: SessionRegistry.Key?, tsih: UInt16) {
+        isEstablishing = false
         if let key {
             self.nexus = nexus
             self.key = key
         }
         // The peer may have gone meanwhile: then the nexus ends at once.
-        if isInactive {
-            if key != nil { endNexus() }
-            return
-        }
+        if isInactive { return endNexus() }
         pool = WorkerPool(limit: ISCSILimits.workersPerSession)
-        loginTimeout?.cancel()
+        liveness.loggedIn(isDiscovery: key == nil, now: MonotonicClock.now)
+        look()
         logger.debug("logged in", metadata: ["initiator": "\(nexus.initiatorName)"])
         perform(connection.established(nexus, tsih: tsih))
     }

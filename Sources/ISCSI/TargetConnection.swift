@@ -27,8 +27,8 @@ struct TargetConnection {
     }
 
     let target: TargetIdentity
-    /// Of the connection's own end: what SendTargets tells.
-    let portal: String
+    /// What SendTargets tells: ADDRESS:PORT of each.
+    let portals: @Sendable () -> [String]
     private(set) var phase: Phase
     let budget: DataBudget
     private var decoder = PDUDecoder()
@@ -53,16 +53,20 @@ struct TargetConnection {
         didSet { budget.change(by: heldBytes - oldValue) }
     }
     var outboundBytes = 0
+    /// Whole PDUs that came.
+    private(set) var requests: UInt64 = 0
     var textRequest: [UInt8] = []
     /// A text negotiation is under way, under the transfer tag 1.
     var textIsOpen = false
     /// Places of the command window that are taken.
     var windowUse = 0
 
-    init(target: TargetIdentity, portal: String, budget: DataBudget = DataBudget()) {
+    init(
+        target: TargetIdentity, portals: @escaping @Sendable () -> [String], budget: DataBudget = DataBudget()
+    ) {
         self.target = target
         self.budget = budget
-        self.portal = portal
+        self.portals = portals
         phase = .login(LoginPhase(target: target))
     }
 
@@ -81,6 +85,7 @@ struct TargetConnection {
             while !input.isEmpty {
                 if case .closing = phase { break }
                 guard let pdu = try decoder.next(&input) else { break }
+                requests &+= 1
                 try handle(pdu)
             }
         } catch {
@@ -190,6 +195,18 @@ struct TargetConnection {
         queue = []
         early = [:]
         functions = [:]
+    }
+
+    /// Asks the peer for a sign of life (RFC 7143 §11.19). The ping uses up no StatSN.
+    mutating func ping() -> [Action] {
+        guard isLoggedIn else { return [] }
+        var ping = PDU(Opcode.nopIn)
+        ping.initiatorTaskTag = reservedTag
+        ping.targetTransferTag = nextTransferTag
+        nextTransferTag = nextTransferTag &+ 1 == reservedTag ? 1 : nextTransferTag &+ 1
+        ping.statSN = statSN
+        putNumbered(&ping)
+        return takeActions()
     }
 
     /// Asks the initiator to log out (RFC 7143 §11.9, event 1).

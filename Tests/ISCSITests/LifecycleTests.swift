@@ -11,12 +11,12 @@ final class RawSocket {
     private var decoder = PDUDecoder()
     private var isOpen = true
 
-    init(port: Int) throws {
+    init(port: Int, host: UInt32 = 0x7F00_0001) throws {
         handle = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
         address.sin_port = in_port_t(UInt16(port).bigEndian)
-        address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
+        address.sin_addr.s_addr = host.bigEndian
         let size = socklen_t(MemoryLayout<sockaddr_in>.size)
         let code = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(handle, $0, size) }
@@ -37,6 +37,12 @@ final class RawSocket {
         #expect(Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count)
     }
 
+    /// Sends a PDU that the target may not want any more.
+    func offer(_ pdu: PDU) {
+        let bytes = pdu.encoded()
+        _ = Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL))
+    }
+
     /// The next PDU; nil at the end of the connection. Waits at most 20 s, else the test has failed.
     func receive() throws -> PDU? {
         var byte: UInt8 = 0
@@ -52,19 +58,23 @@ final class RawSocket {
         }
     }
 
-    func logIn() throws {
-        send(Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull))
+    func logIn(isid: UInt64 = 0x8000_0012_3456) throws {
+        var request = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
+        request.lun = isid << 16
+        send(request)
         let response = try #require(try receive())
         #expect(response.opcode == Opcode.loginResponse && response[half: 36] == 0)
     }
 }
 
 @Suite(.serialized) struct LifecycleTests {
-    static func start(_ device: MemoryDevice) async throws -> ISCSITarget {
-        try await ISCSITarget.start(
-            device: device,
-            configuration: ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: Peer.name),
-            logger: Logger(label: "test"))
+    static func start(
+        _ device: MemoryDevice, _ adjust: (inout ISCSITargetConfiguration) -> Void = { _ in }
+    ) async throws -> ISCSITarget {
+        var configuration = ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: Peer.name)
+        adjust(&configuration)
+        return try await ISCSITarget.start(
+            device: device, configuration: configuration, logger: Logger(label: "test"))
     }
 
     @discardableResult

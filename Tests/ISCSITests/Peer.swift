@@ -28,7 +28,7 @@ struct Peer {
 
     init(access: ISCSIAccess, budget: DataBudget = DataBudget()) {
         let target = TargetIdentity(name: Self.name, access: access)
-        connection = TargetConnection(target: target, portal: "127.0.0.1:3260", budget: budget)
+        connection = TargetConnection(target: target, portals: { ["127.0.0.1:3260"] }, budget: budget)
     }
 
     mutating func perform(_ actions: [TargetConnection.Action]) {
