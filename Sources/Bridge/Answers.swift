@@ -37,7 +37,7 @@ enum InquiryAnswer {
             ),
             (VPDPageCode.extendedInquiry, { _ in extendedInquiry }),
             (VPDPageCode.modePagePolicy, { _ in .sharedModePages }),
-            (VPDPageCode.thirdPartyCopy, { _ in thirdPartyCopy }),
+            (VPDPageCode.thirdPartyCopy, { ThirdPartyCopyAnswer.page($0) }),
             (VPDPageCode.blockLimits, blockLimits),
             // Not told whether it rotates.
             (
@@ -54,20 +54,6 @@ enum InquiryAnswer {
         extended.orderedTasks = true
         extended.senseDataLength = UInt8(SCSILimits.senseBytes)
         return extended.page
-    }
-
-    private static var thirdPartyCopy: VPDPage {
-        ThirdPartyCopyPage(commands: [
-            (OperationCode.extendedCopy, [ServiceAction.extendedCopyLID1]),
-            (
-                OperationCode.receiveCopyResults,
-                [
-                    CopyResultsServiceAction.copyStatus.rawValue,
-                    CopyResultsServiceAction.operatingParameters.rawValue,
-                    CopyResultsServiceAction.failedSegmentDetails.rawValue,
-                ]
-            ),
-        ]).page
     }
 
     private static func blockLimits(_ unit: LogicalUnit) -> VPDPage {

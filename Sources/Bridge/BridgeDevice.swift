@@ -209,6 +209,7 @@ public final class BridgeDevice: SCSITargetDevice {
             return try extendedCopy(task, parameterListLength: length, unit, state)
         case .receiveCopyResults(let action, let identifier, let length):
             return .data(try copyResults(action, identifier, state), allocationLength: length)
+        case .token: throw CheckCondition(.invalidFieldInCDB(byte: 1, bit: 4))
         case .inquiry, .reportLUNs, .requestSense:
             preconditionFailure("answered before a unit was looked for")
         }

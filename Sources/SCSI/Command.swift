@@ -120,6 +120,7 @@ public enum Command: Hashable, Sendable {
     case modeSelect(ModeSelect)
     case reservation(ReservationCommand)
     case capabilityReport(CapabilityReport)
+    case token(TokenCommand)
     /// EXTENDED COPY (LID1), SPC-4 §6.4.
     case extendedCopy(parameterListLength: Int)
     /// RECEIVE COPY RESULTS; the list identifier counts for LID1's service actions only.
@@ -139,6 +140,8 @@ public enum Command: Hashable, Sendable {
             self = transfer
         } else if let block = try BlockCommand(code, cdb) {
             self = .block(block)
+        } else if let token = TokenCommand(code, cdb) {
+            self = .token(token)
         } else if let other = try Self.decodeBlockCommand(code, cdb) {
             self = other
         } else {

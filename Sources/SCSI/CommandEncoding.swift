@@ -13,6 +13,7 @@ extension Command {
         case .modeSelect(let fields): fields.encoded()
         case .reservation(let command): command.encoded()
         case .capabilityReport(let report): report.encoded()
+        case .token(let command): command.encoded()
         default: encodedPlain()
         }
     }
@@ -54,7 +55,7 @@ extension Command {
                 $0.set(UInt32(length), at: 10)
             }
         case .read, .write, .synchronizeCache, .writeSame16, .block, .modeSense, .modeSelect,
-            .reservation, .capabilityReport:
+            .reservation, .capabilityReport, .token:
             preconditionFailure("encoded by itself")
         }
     }

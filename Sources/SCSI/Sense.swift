@@ -41,6 +41,13 @@ public struct AdditionalSenseCode: RawRepresentable, Hashable, Sendable {
     public static let miscompareDuringVerify = AdditionalSenseCode(rawValue: 0x1D00)
     public static let invalidOperationCode = AdditionalSenseCode(rawValue: 0x2000)
     public static let logicalBlockAddressOutOfRange = AdditionalSenseCode(rawValue: 0x2100)
+    public static let unsupportedTokenType = AdditionalSenseCode(rawValue: 0x2301)
+    public static let tokenUnknown = AdditionalSenseCode(rawValue: 0x2304)
+    public static let tokenCorrupt = AdditionalSenseCode(rawValue: 0x2305)
+    public static let tokenRevoked = AdditionalSenseCode(rawValue: 0x2306)
+    public static let tokenExpired = AdditionalSenseCode(rawValue: 0x2307)
+    public static let tokenDeleted = AdditionalSenseCode(rawValue: 0x2309)
+    public static let invalidTokenLength = AdditionalSenseCode(rawValue: 0x230A)
     public static let invalidFieldInCDB = AdditionalSenseCode(rawValue: 0x2400)
     public static let logicalUnitNotSupported = AdditionalSenseCode(rawValue: 0x2500)
     public static let invalidFieldInParameterList = AdditionalSenseCode(rawValue: 0x2600)
@@ -72,6 +79,7 @@ public struct AdditionalSenseCode: RawRepresentable, Hashable, Sendable {
     public static let dataPhaseError = AdditionalSenseCode(rawValue: 0x4B00)
     public static let overlappedCommandsAttempted = AdditionalSenseCode(rawValue: 0x4E00)
     public static let insufficientResources = AdditionalSenseCode(rawValue: 0x5503)
+    public static let insufficientResourcesToCreateRODToken = AdditionalSenseCode(rawValue: 0x550D)
 }
 
 /// What the SENSE KEY SPECIFIC field says (SPC-4 §4.5.2.4).

@@ -176,35 +176,3 @@ public struct LogicalBlockProvisioning: Hashable, Sendable {
             code: VPDPageCode.logicalBlockProvisioning, body: [0, flags, type.rawValue, 0])
     }
 }
-
-/// VPD page 8Fh (SPC-4 §7.8.17): which commands the copy manager has.
-public struct ThirdPartyCopyPage: Hashable, Sendable {
-    /// Operation code and its service actions, in the order they go out.
-    public var commands: [(code: OperationCode, serviceActions: [UInt8])] {
-        get { entries.map { ($0.code, $0.serviceActions) } }
-        set { entries = newValue.map { Entry(code: $0.code, serviceActions: $0.serviceActions) } }
-    }
-    private struct Entry: Hashable, Sendable {
-        var code: OperationCode
-        var serviceActions: [UInt8]
-    }
-    private var entries: [Entry] = []
-
-    public init(commands: [(code: OperationCode, serviceActions: [UInt8])]) { self.commands = commands }
-
-    /// With the one mandatory descriptor, Supported Commands (0001h), filled up to a multiple of four.
-    public var page: VPDPage {
-        var list: [UInt8] = []
-        for entry in entries {
-            list += [entry.code.rawValue, UInt8(entry.serviceActions.count)] + entry.serviceActions
-        }
-        var writer = BigEndianWriter(reserving: 8 + list.count)
-        let padding = (4 - (1 + list.count) % 4) % 4
-        writer.integer(UInt16(0x0001))
-        writer.integer(UInt16(1 + list.count + padding))
-        writer.integer(UInt8(list.count))
-        writer.append(list)
-        writer.zeros(padding)
-        return VPDPage(code: VPDPageCode.thirdPartyCopy, body: writer.bytes)
-    }
-}

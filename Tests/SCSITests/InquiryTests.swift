@@ -75,7 +75,9 @@ import Testing
         provisioning.writeSame16Unmap = true
         provisioning.type = .thin
         #expect(provisioning.page.encoded() == [0, 0xB2, 0, 4, 0, 0x40, 2, 0])
-        let copy = ThirdPartyCopyPage(commands: [(.extendedCopy, [0]), (.receiveCopyResults, [0, 3, 4])])
+        let copy = ThirdPartyCopyPage([
+            .supportedCommands([(.extendedCopy, [0]), (.receiveCopyResults, [0, 3, 4])])
+        ])
         #expect(
             copy.page.encoded() == [
                 0, 0x8F, 0, 16, 0, 1, 0, 12, 8, 0x83, 1, 0, 0x84, 3, 0, 3, 4, 0, 0, 0,
