@@ -63,7 +63,7 @@ final class RelayCopier: ThirdPartyCopier {
     func copy(
         to unit: UnitDescription, _ list: CopyParameterList, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) {
-        let identifier = list.listIdentifier
+        let identifier = UInt8(truncatingIfNeeded: list.listIdentifier)
         progress.withLock { $0[identifier] = 0 }
         defer { progress.withLock { _ = $0.removeValue(forKey: identifier) } }
         let memory = ZeroedMemory(count: AgentLimits.relayBytes)

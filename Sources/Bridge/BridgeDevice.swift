@@ -18,6 +18,7 @@ public final class BridgeDevice: SCSITargetDevice {
     private let visibleToAll: [LogicalUnit]
     let mover: any CopyMover
     let logger: Logger
+    let clock: DeviceClock
     let running = Monitor(0)
     let reservations = Reservations()
     private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
@@ -40,7 +41,9 @@ public final class BridgeDevice: SCSITargetDevice {
         for unit in summaries { Self.report(unit, logger) }
     }
 
-    init(opened: [LogicalUnit], mover: any CopyMover, logger: Logger) throws(BridgeError) {
+    init(
+        opened: [LogicalUnit], mover: any CopyMover, logger: Logger, clock: DeviceClock = .monotonic
+    ) throws(BridgeError) {
         let units = opened.sorted { $0.number < $1.number }
         self.units = units
         visibleToAll = units.filter { $0.initiators == nil }
@@ -51,6 +54,7 @@ public final class BridgeDevice: SCSITargetDevice {
             })
         self.mover = mover
         self.logger = logger
+        self.clock = clock
         var seen: [[UInt8]: Int] = [:]
         for unit in units {
             if let other = seen.updateValue(unit.number, forKey: unit.naa.designator) {
@@ -63,8 +67,11 @@ public final class BridgeDevice: SCSITargetDevice {
 
     deinit { close() }
 
-    /// Gives back files and locks. No command may be running.
+    /// Ends copies in the background, and gives back files and locks. No command may be running.
     public func close() {
+        let states = nexusStates
+        for state in states { state.close() }
+        for state in states { state.awaitBackground() }
         for unit in units { unit.file?.close() }
     }
 
@@ -120,10 +127,14 @@ public final class BridgeDevice: SCSITargetDevice {
         let state = nexuses.withLock { $0.removeValue(forKey: ObjectIdentifier(nexus)) }
         state?.close()
         reservations.close(nexus)
+        // What goes on in the background has no thread of the transport's that could be waited for.
+        state?.awaitBackground()
     }
 
     public func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus) {
         guard let unit = unit(lun, for: nexus) else { return }
+        // Copies in the background are tasks of the unit that the transport does not know, and those that were asked
+        // of other units write here, too.
         reservations.reset(unit: unit.number)
         unit.resetMode()
         for state in nexuses.withLock({ Array($0.values) }) {
@@ -205,10 +216,11 @@ public final class BridgeDevice: SCSITargetDevice {
         case .modeSelect(let fields): return try modeSelect(fields, task, unit)
         case .reservation(let command): return try reservation(command, task, unit)
         case .capabilityReport(let report): return try OperationTable.report(report)
+        case .copy(let command): return try execute(command, task, unit, state)
         case .extendedCopy(let length):
-            return try extendedCopy(task, parameterListLength: length, unit, state)
+            return try extendedCopy(.lid1, task, parameterListLength: length, unit, state)
         case .receiveCopyResults(let action, let identifier, let length):
-            return .data(try copyResults(action, identifier, state), allocationLength: length)
+            return .data(try copyResults(action, identifier, unit, state), allocationLength: length)
         case .token: throw CheckCondition(.invalidFieldInCDB(byte: 1, bit: 4))
         case .inquiry, .reportLUNs, .requestSense:
             preconditionFailure("answered before a unit was looked for")

@@ -33,10 +33,23 @@ struct CopyPlan: Sendable {
     var sources: Set<Int> = []
     var targets: Set<Int> = []
 
+    /// A plan whose parts were checked elsewhere.
+    /// - Parameter sources: the units that are read; more than those of the pieces, where a command reads none now but
+    ///   lets them be read later.
+    init(pieces: [CopyPiece], segmentCount: Int, sources: Set<Int>, targets: Set<Int>) {
+        self.pieces = pieces
+        self.segmentCount = segmentCount
+        self.sources = sources
+        self.targets = targets
+        totalBytes = pieces.reduce(0) { $0 + $1.count }
+    }
+
     /// - Parameter units: all that the nexus may see; a designator means nothing outside.
     init(_ list: CopyParameterList, units: [LogicalUnit]) throws(CheckCondition) {
         segmentCount = list.segments.count
-        let devices = list.cscds.enumerated().map { CopyDevice($1, index: $0, units: units) }
+        let devices = list.cscds.enumerated().map { [form = list.form] in
+            CopyDevice($1, at: form.headerLength + $0 * CSCDDescriptor.length, units: units)
+        }
         var residue = CopyResidue()
         for (index, segment) in list.segments.enumerated() {
             let step = SegmentPlanner(index: index, descriptor: segment, devices: devices)
@@ -65,8 +78,8 @@ struct CopyDevice: Sendable {
         case field(Int)
     }
 
-    init(_ descriptor: CSCDDescriptor, index: Int, units: [LogicalUnit]) {
-        let offset = CopyParameterList.headerLength + index * CSCDDescriptor.length
+    /// - Parameter offset: of the descriptor in the parameter list.
+    init(_ descriptor: CSCDDescriptor, at offset: Int, units: [LogicalUnit]) {
         guard descriptor.deviceType == PeripheralDeviceType.directAccessBlock else {
             result = .failure(.aborted(.incorrectCopyTargetDeviceType))
             return

@@ -20,6 +20,14 @@ public enum BridgeLimits {
     public static let concurrentCopies = 64
     /// Those of one nexus: so many that the transport has threads left for COPY STATUS and for what aborts them.
     public static let concurrentCopiesOfNexus = SCSITargetLimits.nexusThreads - 8
+    /// Seconds for which the results of a copy operation are held after its end: what became of it, and a ROD token.
+    /// Those of EXTENDED COPY (LID1) are discarded earlier, when they have been told.
+    public static let resultsHeldSeconds: UInt64 = 600
+    /// Operations of one nexus that run or whose results are held; with one more, the results that are held longest
+    /// are discarded. More than LID1 has identifiers.
+    public static let heldResults = 1024
+    /// Milliseconds after which it is worth asking again for the status of a running operation.
+    static let statusUpdateMilliseconds: UInt32 = 500
     /// Bytes of one data-in or data-out of READ and WRITE.
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
     /// Buffers of 1 MiB that are divided by the number of copies when another begins (one each at least; those that

@@ -50,6 +50,9 @@ enum OperationTable {
         [0, listIdentifier, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]
     }
 
+    /// A list identifier of 32 bits, and a length.
+    private static let longIdentifier: [UInt8] = [0] + [UInt8](repeating: 0xFF, count: 4) + [0, 0, 0, 0]
+
     static let all: [Operation] = primary + blocks + otherBlocks + reservations
 
     private static let primary: [Operation] = [
@@ -68,6 +71,13 @@ enum OperationTable {
             .maintenanceIn, ServiceAction.reportSupportedTaskManagementFunctions, .read,
             [0, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(.extendedCopy, ServiceAction.extendedCopyLID1, .write, thirdParty(0)),
+        Operation(.extendedCopy, ServiceAction.extendedCopyLID4, .write, thirdParty(0)),
+        Operation(
+            .extendedCopy, ServiceAction.copyOperationAbort, .write,
+            longIdentifier + [0, 0, 0, 0, 0, 0]),
+        Operation(
+            .receiveCopyResults, CopyResultsServiceAction.copyStatusLID4.rawValue, .write,
+            longIdentifier + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(
             .receiveCopyResults, CopyResultsServiceAction.copyStatus.rawValue, .write, thirdParty(0xFF)),
         Operation(

@@ -26,6 +26,8 @@ final class Reservations: Sendable {
         }
     }
 
+    func tasks(at unit: Int) -> [SCSITask] { state.withLock { Array(($0[unit]?.tasks ?? [:]).values) } }
+
     /// Whether somebody else's reservation keeps `nexus` from `access`.
     func excludes(_ nexus: Nexus, _ access: Operation.Access, at unit: Int) -> Bool {
         guard access == .read || access == .write else { return false }
@@ -64,8 +66,22 @@ final class Reservations: Sendable {
         }
     }
 
-    /// A reset ends what RESERVE (6) made; persistent reservations stay.
-    func reset(unit: Int) { state.withLock { $0[unit]?.reserver = nil } }
+    /// A reset ends what RESERVE (6) made, and copies that were asked of the unit, read it or write it, and returns
+    /// when none of them runs; persistent reservations stay.
+    func reset(unit: Int) {
+        let ended = state.withLock { state in
+            state[unit]?.reserver = nil
+            let copies = (state[unit]?.tasks ?? [:]).filter {
+                $0.value.cdb.first == OperationCode.extendedCopy.rawValue
+            }
+            for task in copies.values { task.abort() }
+            return copies
+        }
+        state.wait { state in
+            let isBusy = ended.keys.contains { state[unit]?.tasks[$0] != nil }
+            return isBusy ? nil : ()
+        }
+    }
 
     /// A session is over.
     func close(_ nexus: Nexus) {

@@ -39,6 +39,17 @@ enum SenseTable {
         return .copyAborted(code, segment: UInt16(clamping: segment), information: residue)
     }
 
+    /// COPY OPERATION ABORT ended a copy whose command waits for its status.
+    static func clearedByDevice(segment: Int) -> SenseData {
+        .copyAborted(.commandsClearedByDeviceServer, segment: UInt16(clamping: segment))
+    }
+
+    /// A copy that completed and was to tell how many segments it processed (G_SENSE).
+    static func copied(segments: Int) -> SenseData {
+        SenseData(
+            .completed, .extendedCopyInformationAvailable, commandSpecificInformation: UInt64(segments))
+    }
+
     static let writeProtected = SenseData(.dataProtect, .writeProtected)
     static let unitNotSupported = SenseData(.illegalRequest, .logicalUnitNotSupported)
     static let savedNotSupported = SenseData(.illegalRequest, .savingParametersNotSupported)

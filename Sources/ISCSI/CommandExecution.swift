@@ -197,7 +197,7 @@ extension TargetConnection {
         remove(tag)
         let data = outcome.dataIn.prefix(task.expectedIn)
         let residual = Self.residual(task, outcome)
-        let hasSense = outcome.status != .good && !outcome.sense.isEmpty
+        let hasSense = !outcome.sense.isEmpty
         let collapses = !data.isEmpty && outcome.status == .good
         let count = sendData(tag, task, data, residual: collapses ? residual : nil)
         if collapses { return }

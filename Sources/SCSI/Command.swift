@@ -126,6 +126,8 @@ public enum Command: Hashable, Sendable {
     /// RECEIVE COPY RESULTS; the list identifier counts for LID1's service actions only.
     case receiveCopyResults(
         CopyResultsServiceAction, listIdentifier: UInt8, allocationLength: Int)
+    /// The other commands of third-party copy.
+    case copy(CopyCommand)
 
     /// Reads a CDB. Those that a transport has filled up with zeros are welcome.
     /// - Throws: ``CheckCondition`` with INVALID COMMAND OPERATION CODE for a command that is not known, with
@@ -267,13 +269,15 @@ public enum Command: Hashable, Sendable {
             // SPC-4 §6.33: fewer than 16 bytes is an error.
             if length < 16 { throw .cdb(6) }
             return .reportLUNs(select: cdb[2], allocationLength: length)
-        case .extendedCopy:
+        case .extendedCopy, .receiveCopyResults:
+            if let command = try CopyCommand(code, cdb) { return .copy(command) }
+            if code == .receiveCopyResults {
+                return .receiveCopyResults(
+                    CopyResultsServiceAction(rawValue: cdb[1]), listIdentifier: cdb[2],
+                    allocationLength: Int(cdb.bigEndian(at: 10, as: UInt32.self)))
+            }
             guard cdb[1] & 0x1F == ServiceAction.extendedCopyLID1 else { throw .cdb(1, bit: 4) }
             return .extendedCopy(parameterListLength: Int(cdb.bigEndian(at: 10, as: UInt32.self)))
-        case .receiveCopyResults:
-            return .receiveCopyResults(
-                CopyResultsServiceAction(rawValue: cdb[1]), listIdentifier: cdb[2],
-                allocationLength: Int(cdb.bigEndian(at: 10, as: UInt32.self)))
         case .maintenanceIn: return .capabilityReport(try CapabilityReport(decoding: cdb))
         default:
             if let command = try ReservationCommand(code, cdb) { return .reservation(command) }

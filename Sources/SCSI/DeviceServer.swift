@@ -121,7 +121,8 @@ public struct SCSIOutcome: Sendable {
     public var dataIn: [UInt8]
     /// Bytes of data-out that the command wanted, whether or not they came (for residual and overflow).
     public var dataOutUsed: Int
-    /// Sense data in their wire form (SPC-4 §4.5), empty unless the status is CHECK CONDITION.
+    /// Sense data in their wire form (SPC-4 §4.5). Always there with CHECK CONDITION; with GOOD only where a copy
+    /// was asked to tell by them how far it came (G_SENSE).
     public var sense: [UInt8]
 
     public init(status: SCSIStatus, dataIn: [UInt8] = [], dataOutUsed: Int = 0, sense: [UInt8] = []) {

@@ -49,6 +49,10 @@ public struct OperationCode: RawRepresentable, Hashable, Sendable {
 public enum ServiceAction {
     /// EXTENDED COPY (LID1), under 83h (SPC-4 §6.4).
     public static let extendedCopyLID1: UInt8 = 0x00
+    /// EXTENDED COPY (LID4), under 83h.
+    public static let extendedCopyLID4: UInt8 = 0x01
+    /// COPY OPERATION ABORT, under 83h.
+    public static let copyOperationAbort: UInt8 = 0x1C
     /// READ CAPACITY (16), under 9Eh (SBC-3 §5.16).
     public static let readCapacity16: UInt8 = 0x10
     /// REPORT SUPPORTED OPERATION CODES, under A3h (SPC-4 §6.35).
@@ -70,6 +74,8 @@ public struct CopyResultsServiceAction: RawRepresentable, Hashable, Sendable {
     public static let operatingParameters = CopyResultsServiceAction(rawValue: 0x03)
     /// RECEIVE COPY FAILURE DETAILS (LID1), in SPC-3 FAILED SEGMENT DETAILS.
     public static let failedSegmentDetails = CopyResultsServiceAction(rawValue: 0x04)
+    /// RECEIVE COPY STATUS (LID4).
+    public static let copyStatusLID4 = CopyResultsServiceAction(rawValue: 0x05)
 }
 
 /// Peripheral device types (SPC-4 table 147); the ones that matter here.

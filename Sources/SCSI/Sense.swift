@@ -27,6 +27,7 @@ public struct AdditionalSenseCode: RawRepresentable, Hashable, Sendable {
 
     public static let noAdditionalSense = AdditionalSenseCode(rawValue: 0x0000)
     public static let operationInProgress = AdditionalSenseCode(rawValue: 0x0016)
+    public static let extendedCopyInformationAvailable = AdditionalSenseCode(rawValue: 0x0020)
     public static let logicalUnitNotReady = AdditionalSenseCode(rawValue: 0x0400)
     public static let unreachableCopyTarget = AdditionalSenseCode(rawValue: 0x0804)
     public static let writeError = AdditionalSenseCode(rawValue: 0x0C00)
@@ -72,6 +73,7 @@ public struct AdditionalSenseCode: RawRepresentable, Hashable, Sendable {
     public static let registrationsPreempted = AdditionalSenseCode(rawValue: 0x2A05)
     public static let insufficientRegistrationResources = AdditionalSenseCode(rawValue: 0x5504)
     public static let commandsClearedByAnotherInitiator = AdditionalSenseCode(rawValue: 0x2F00)
+    public static let commandsClearedByDeviceServer = AdditionalSenseCode(rawValue: 0x2F02)
     public static let savingParametersNotSupported = AdditionalSenseCode(rawValue: 0x3900)
     public static let reportedLUNsDataHasChanged = AdditionalSenseCode(rawValue: 0x3F0E)
     public static let internalTargetFailure = AdditionalSenseCode(rawValue: 0x4400)
@@ -221,6 +223,11 @@ public struct SenseData: Hashable, Sendable {
         return writer.bytes
     }
 
+    /// Either form.
+    public func encoded(descriptorFormat: Bool) -> [UInt8] {
+        descriptorFormat ? encodedDescriptor() : encodedFixed()
+    }
+
     /// Reads either form. Nil when the bytes are neither, or end before the additional sense code; what a
     /// cut-off end would have told is left out.
     public init?(decoding bytes: [UInt8]) {
@@ -290,6 +297,6 @@ extension SCSIOutcome {
     ) -> SCSIOutcome {
         SCSIOutcome(
             status: .checkCondition, dataOutUsed: dataOutUsed,
-            sense: descriptorFormat ? sense.encodedDescriptor() : sense.encodedFixed())
+            sense: sense.encoded(descriptorFormat: descriptorFormat))
     }
 }

@@ -32,9 +32,9 @@ final class Bench: Sendable {
 
     init(
         _ units: [LogicalUnit], mover: any CopyMover = SerialMover(), logger: Logger = Bench.quiet,
-        settled: Bool = true
+        settled: Bool = true, clock: DeviceClock = .monotonic
     ) throws {
-        device = try BridgeDevice(opened: units, mover: mover, logger: logger)
+        device = try BridgeDevice(opened: units, mover: mover, logger: logger, clock: clock)
         open(settled: settled)
     }
 
@@ -74,8 +74,11 @@ final class Bench: Sendable {
 
     func copyTask(_ list: CopyParameterList, _ unit: Int = 0, on nexus: Nexus? = nil) -> SCSITask {
         let bytes = list.encoded()
-        return task(
-            Command.extendedCopy(parameterListLength: bytes.count).encoded(), unit, data: bytes, on: nexus)
+        let command: Command =
+            list.form == .lid1
+            ? .extendedCopy(parameterListLength: bytes.count)
+            : .copy(.extendedCopy(parameterListLength: bytes.count))
+        return task(command.encoded(), unit, data: bytes, on: nexus)
     }
 
     func copy(_ list: CopyParameterList, _ unit: Int = 0, on nexus: Nexus? = nil) -> SCSIOutcome {
@@ -86,6 +89,20 @@ final class Bench: Sendable {
         _ action: CopyResultsServiceAction, _ list: UInt8 = 0, on nexus: Nexus? = nil
     ) -> SCSIOutcome {
         send(.receiveCopyResults(action, listIdentifier: list, allocationLength: 4096), on: nexus)
+    }
+
+    /// RECEIVE COPY STATUS (LID4).
+    func status(_ list: UInt32, _ unit: Int = 0, on nexus: Nexus? = nil) -> SCSIOutcome {
+        send(.copy(.status(listIdentifier: list, allocationLength: 4096)), unit, on: nexus)
+    }
+
+    func report(_ list: UInt32, on nexus: Nexus? = nil) throws -> CopyOperationReport {
+        try CopyOperationReport(decoding: status(list, on: nexus).dataIn)
+    }
+
+    /// COPY OPERATION ABORT.
+    func abortCopy(_ list: UInt32, on nexus: Nexus? = nil) -> SCSIOutcome {
+        send(.copy(.abort(listIdentifier: list)), on: nexus)
     }
 }
 

@@ -144,7 +144,7 @@ final class Running: Sendable {
                 _ = held.bench.send(.testUnitReady, on: nexuses.last)
             }
             var list = held.list
-            list.listIdentifier = UInt8(running.count)
+            list.listIdentifier = UInt32(running.count)
             running.append(Running(held.bench.device, held.bench.copyTask(list, on: nexuses.last)))
             held.source.awaitHeld(running.count)
             guard running.count == each else { continue }

@@ -374,7 +374,7 @@ private struct Fixture {
 
     @Test func otherResultsAreRefused() throws {
         let bench = try Fixture().bench
-        for action in UInt8(0)...31 where ![0, 3, 4].contains(action) {
+        for action in UInt8(0)...31 where ![0, 3, 4, 5].contains(action) {
             #expect(bench.results(CopyResultsServiceAction(rawValue: action), 1).refused(cdbByte: 1))
         }
         #expect(bench.results(.failedSegmentDetails, 1).refused(cdbByte: 2))

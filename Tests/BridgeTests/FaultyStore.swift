@@ -48,6 +48,8 @@ final class FaultyStore: BlockStore {
     /// Waits until `count` operations wait.
     func awaitHeld(_ count: Int = 1) { state.wait { $0.waiting >= count ? () : nil } }
 
+    var all: [UInt8] { get throws { try memory.all } }
+
     /// Operations that were let pass so far.
     var operations: Int { state.withLock { $0.passed } }
 

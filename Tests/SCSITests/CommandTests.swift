@@ -59,6 +59,18 @@ import Testing
             .receiveCopyResults(.operatingParameters, listIdentifier: 9, allocationLength: 0x0400),
             [0x84, 3, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0]
         ),
+        (
+            .copy(.extendedCopy(parameterListLength: 0x0001_0203)),
+            [0x83, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 0, 0]
+        ),
+        (
+            .copy(.abort(listIdentifier: 0x0102_0304)),
+            [0x83, 0x1C, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        ),
+        (
+            .copy(.status(listIdentifier: 0x0102_0304, allocationLength: 0x0506)),
+            [0x84, 5, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 5, 6, 0, 0]
+        ),
     ]
 
     static let goldenBlockCommands: [(Command, [UInt8])] = [
@@ -133,7 +145,7 @@ import Testing
             ([0x28, 0, 0, 0, 0, 0, 0, 0, 1, 4], 9, 2),
             ([0x25, 0, 0, 0, 0, 1, 0, 0, 0, 0], 2, nil),
             ([0xA0, 0, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0], 6, nil),
-            ([0x83, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1, 4),
+            ([0x83, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1, 4),
             ([0x93, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0], 1, 2),
         ]
         for (cdb, byte, bit) in cases {

@@ -76,6 +76,87 @@ import Testing
         }
     }
 
+    static func longList() -> CopyParameterList {
+        let short = list()
+        var list = CopyParameterList(
+            longListIdentifier: 0x0102_0304, usage: .discard, cscds: short.cscds, segments: short.segments)
+        list.isImmediate = true
+        list.priority = 5
+        return list
+    }
+
+    @Test func goldenLongList() throws {
+        var list = Self.longList()
+        let bytes = list.encoded()
+        #expect(
+            bytes[0..<48] == [
+                1, 0x15, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1,
+                0xFF, 0, 0, 0, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 60,
+                0, 0,
+            ])
+        #expect(bytes[48...] == Self.list().encoded()[16...])
+        #expect(try CopyParameterList(.lid4, decoding: bytes, limits: Self.limits) == list)
+        list.isImmediate = false
+        list.wantsSense = true
+        #expect(list.encoded()[15] == 2)
+        #expect(try CopyParameterList(.lid4, decoding: list.encoded(), limits: Self.limits) == list)
+        for length in 0..<bytes.count {
+            #expect(throws: CheckCondition(.parameterListLengthError)) {
+                try CopyParameterList(.lid4, decoding: Array(bytes[..<length]), limits: Self.limits)
+            }
+        }
+        for place in bytes.indices {
+            for value: UInt8 in [0, 1, 0x7F, 0x80, 0xFF] {
+                var bad = bytes
+                bad[place] = value
+                // Any answer but a trap.
+                _ = try? CopyParameterList(.lid4, decoding: bad, limits: Self.limits)
+            }
+        }
+    }
+
+    @Test func wrongFieldsOfALongListAreShown() throws {
+        let cases: [(Int, UInt8, AdditionalSenseCode, Int)] = [
+            (0, 0, .invalidFieldInParameterList, 0), (3, 0x1F, .invalidFieldInParameterList, 2),
+            (16, 0xFE, .invalidFieldInParameterList, 16), (43, 63, .invalidFieldInParameterList, 42),
+            (43, 160, .tooManyCSCDDescriptors, 42), (45, 97, .tooManySegmentDescriptors, 44),
+            (47, 1, .inlineDataLengthExceeded, 46), (48, 0xE0, .unsupportedCSCDDescriptorType, 48),
+            (112, 3, .unsupportedSegmentDescriptorType, 112),
+        ]
+        for (place, value, code, byte) in cases {
+            var bytes = Self.longList().encoded()
+            bytes[place] = value
+            #expect(throws: sense(code, byte), "\(place)") {
+                try CopyParameterList(.lid4, decoding: bytes, limits: Self.limits)
+            }
+        }
+    }
+
+    @Test func operationReport() throws {
+        var report = CopyOperationReport(serviceAction: 0x10, status: .completedPartially)
+        report.operations = 0x0102
+        report.updateDelay = 0x0304_0506
+        report.completionStatus = 2
+        report.sense = [0x70, 0, 3]
+        report.transferCountUnits = CopyOperationReport.blocks
+        report.transferCount = 0x0708_090A_0B0C_0D0E
+        report.segmentsProcessed = 0x0F10
+        let bytes = report.encoded(followedBy: [0xAA, 0xBB])
+        #expect(
+            bytes == [
+                0, 0, 0, 33, 0x10, 3, 1, 2, 3, 4, 5, 6, 2, 3, 3, 0xF1, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 0,
+                0,
+                0, 0, 0, 0, 0x70, 0, 3, 0xAA, 0xBB,
+            ])
+        #expect(try CopyOperationReport(decoding: bytes) == report)
+        #expect(CopyOperationReport.trailer(in: bytes) == [0xAA, 0xBB])
+        for length in 0..<35 {
+            #expect(throws: MalformedParameterData.self) {
+                try CopyOperationReport(decoding: Array(bytes[..<length]))
+            }
+        }
+    }
+
     private func sense(_ code: AdditionalSenseCode, _ byte: Int) -> CheckCondition {
         CheckCondition(.invalidFieldInParameterList(byte: byte, code: code))
     }
