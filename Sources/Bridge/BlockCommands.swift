@@ -118,6 +118,8 @@ struct BlockCommands {
         if fields.protect != 0 { throw .cdb(1, bit: 7) }
         // Blocks are never anchored (VPD page B2h), and only those of a thin unit are unmapped.
         if fields.anchor { throw .cdb(1, bit: 4) }
+        // A unit that is never written says so, whether or not it would unmap.
+        if fields.unmap { try requireWritable() }
         if fields.unmap, !unit.isThin { throw .cdb(1, bit: 3) }
         let toEnd = unit.blockCount - min(fields.lba.value, unit.blockCount)
         let count = fields.count.value == 0 ? toEnd : fields.count.value

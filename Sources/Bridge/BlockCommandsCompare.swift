@@ -93,8 +93,15 @@ extension BlockCommands {
         unit.ranges.lock(range, exclusive: true)
         defer { unit.ranges.unlock(range, exclusive: true) }
         var stored = try bytes(of: ByteRange(offset: range.offset, count: UInt64(count)))
-        task.dataOut.withUnsafeBufferPointer { data in
-            for index in 0..<count { stored[index] |= data[index] }
+        stored.withUnsafeMutableBytes { stored in
+            task.dataOut.withUnsafeBytes { data in
+                // Whole blocks, so whole words.
+                for offset in stride(from: 0, to: count, by: 8) {
+                    let word = data.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+                    let old = stored.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+                    stored.storeBytes(of: old | word, toByteOffset: offset, as: UInt64.self)
+                }
+            }
         }
         try writeData(transfer, range, stored[...])
         return SCSIOutcome(status: .good, dataOutUsed: Int(range.count))
@@ -110,17 +117,22 @@ extension BlockCommands {
         left.withUnsafeBytes { left in
             right.withUnsafeBytes { right in
                 precondition(left.count == right.count)
-                guard !left.elementsEqualFast(right) else { return nil }
-                return zip(left, right).enumerated().first { $0.element.0 != $0.element.1 }?.offset
+                var part = 0..<left.count
+                guard !Self.equal(left, right, part) else { return nil }
+                // It is in the half that differs: memcmp looks at most of the bytes, however we are built.
+                while part.count > 1 {
+                    let half = part.lowerBound..<part.lowerBound + part.count / 2
+                    part = Self.equal(left, right, half) ? half.upperBound..<part.upperBound : half
+                }
+                return part.lowerBound
             }
         }
     }
-}
 
-extension UnsafeRawBufferPointer {
-    /// Equal bytes; both have the same length.
-    fileprivate func elementsEqualFast(_ other: UnsafeRawBufferPointer) -> Bool {
-        guard let left = baseAddress, let right = other.baseAddress else { return true }
-        return memcmp(left, right, count) == 0
+    private static func equal(
+        _ left: UnsafeRawBufferPointer, _ right: UnsafeRawBufferPointer, _ part: Range<Int>
+    ) -> Bool {
+        guard !part.isEmpty, let left = left.baseAddress, let right = right.baseAddress else { return true }
+        return memcmp(left + part.lowerBound, right + part.lowerBound, part.count) == 0
     }
 }

@@ -60,21 +60,26 @@ final class HostProcess: Sendable {
 /// A running `outboard bridge`.
 final class BridgeProcess: Sendable {
     let process: ChildProcess
-    /// ADDRESS:PORT.
-    let portal: String
+    /// ADDRESS:PORT, one at least.
+    let portals: [String]
     let target: String
+    var portal: String { portals[0] }
 
     /// - Parameter units: as `--unit` takes them.
-    init(units: [String], options: [String] = []) throws {
-        process = try Outboard.start(
-            ["bridge", "--portal", "127.0.0.1:0"] + units.flatMap { ["--unit", $0] } + options)
+    convenience init(units: [String], options: [String] = []) throws {
+        try self.init(
+            arguments: ["--portal", "127.0.0.1:0"] + units.flatMap { ["--unit", $0] } + options)
+    }
+
+    init(arguments: [String]) throws {
+        process = try Outboard.start(["bridge"] + arguments)
         guard let line = process.line(where: { $0.hasPrefix("ready ") }) else {
             process.stop()
             throw TestFailure("the bridge did not start: \(process.errors)")
         }
         let words = line.split(separator: " ")
         guard words.count == 3 else { throw TestFailure("the bridge's ready line is '\(line)'") }
-        portal = String(words[1])
+        portals = words[1].split(separator: ",").map(String.init)
         target = String(words[2])
     }
 

@@ -220,10 +220,12 @@ public func runProgram(
 }
 
 /// The same for tests whose server lives in the test's own process: no thread of the runtime's pool waits.
-public func runAlongside(_ program: String, _ arguments: [String]) async throws -> ProgramResult {
+public func runAlongside(
+    _ program: String, _ arguments: [String], seconds: Double = 120
+) async throws -> ProgramResult {
     try await withCheckedThrowingContinuation { continuation in
         BlockingThread.start {
-            continuation.resume(with: Result { try runProgram(program, arguments) })
+            continuation.resume(with: Result { try runProgram(program, arguments, seconds: seconds) })
         }
     }
 }
