@@ -153,14 +153,30 @@ public final class CopyEngine {
         return piece.mustWait(for: other, isRead: slot.phase == .writing)
     }
 
-    /// Keeps apart from the file's own read-modify-writes (``RangeLock``). Only files that are written past
-    /// the page cache need it.
+    /// Takes the locks that a piece holds while it is under way, or none: those that the plan gives, then the
+    /// target file's, which keeps apart from the file's own read-modify-writes (only files that are written past
+    /// the page cache need it).
     private func lock(_ piece: CopyPiece) -> Bool {
-        guard piece.target.isDirect else { return true }
-        let exclusive = piece.writesBuffered
-        if piece.target.ranges.tryLock(piece.lockRange, exclusive: exclusive) { return true }
+        guard take(piece.sourceRanges, piece.sourceRange, exclusive: false) else { return false }
+        guard take(piece.targetRanges, piece.targetRange, exclusive: false) else {
+            piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
+            return false
+        }
+        let file = piece.target.isDirect ? piece.target.ranges : nil
+        guard take(file, piece.lockRange, exclusive: piece.writesBuffered) else {
+            piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
+            piece.targetRanges?.unlock(piece.targetRange, exclusive: false)
+            return false
+        }
+        return true
+    }
+
+    /// Waits only when no other piece is under way.
+    private func take(_ ranges: RangeLock?, _ range: ByteRange, exclusive: Bool) -> Bool {
+        guard let ranges else { return true }
+        if ranges.tryLock(range, exclusive: exclusive) { return true }
         if busy > 0 { return false }
-        piece.target.ranges.lock(piece.lockRange, exclusive: exclusive)
+        ranges.lock(range, exclusive: exclusive)
         return true
     }
 
@@ -261,6 +277,7 @@ public final class CopyEngine {
     }
 
     private func beginWrite(_ index: Int, _ piece: CopyPiece) {
+        piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
         slots[index].phase = .writing
         slots[index].done = 0
         enqueueUnlessGivenUp(index, piece)
@@ -301,6 +318,10 @@ public final class CopyEngine {
     }
 
     private func release(_ index: Int, _ piece: CopyPiece) {
+        if slots[index].phase == .reading {
+            piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
+        }
+        piece.targetRanges?.unlock(piece.targetRange, exclusive: false)
         if piece.target.isDirect {
             piece.target.ranges.unlock(piece.lockRange, exclusive: piece.writesBuffered)
         }

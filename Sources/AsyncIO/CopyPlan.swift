@@ -11,10 +11,17 @@ public struct CopySegment: Sendable {
     public var targetOffset: UInt64
     /// Bytes.
     public var length: UInt64
+    /// Keep the copy apart from what others do in one go to these bytes of source or target: each piece is held,
+    /// shared, while it is read, and from before it is read until it is written.
+    public var sourceRanges: RangeLock?
+    public var targetRanges: RangeLock?
 
     public init(
-        source: StorageFile, sourceOffset: UInt64, target: StorageFile, targetOffset: UInt64, length: UInt64
+        source: StorageFile, sourceOffset: UInt64, target: StorageFile, targetOffset: UInt64, length: UInt64,
+        sourceRanges: RangeLock? = nil, targetRanges: RangeLock? = nil
     ) {
+        self.sourceRanges = sourceRanges
+        self.targetRanges = targetRanges
         self.source = source
         self.sourceOffset = sourceOffset
         self.target = target
@@ -87,6 +94,8 @@ struct CopyPiece {
     var segment: Int
     /// Counts pieces; tells earlier from later.
     var sequence: UInt64
+    var sourceRanges: RangeLock?
+    var targetRanges: RangeLock?
 
     var sourceRange: ByteRange { ByteRange(offset: sourceOffset, count: UInt64(length)) }
     var targetRange: ByteRange { ByteRange(offset: targetOffset, count: UInt64(length)) }
@@ -176,6 +185,6 @@ struct CopyPieces<Plan: IteratorProtocol> where Plan.Element == CopySegment {
         return CopyPiece(
             source: segment.source, target: segment.target, sourceOffset: segment.sourceOffset + start,
             targetOffset: segment.targetOffset + start, length: Int(length), segment: segmentsIssued,
-            sequence: sequence)
+            sequence: sequence, sourceRanges: segment.sourceRanges, targetRanges: segment.targetRanges)
     }
 }

@@ -32,7 +32,8 @@ public final class BridgeDevice: SCSITargetDevice {
         try Self.check(units)
         var opened: [LogicalUnit] = []
         do throws(BridgeError) {
-            for unit in units { opened.append(try LogicalUnit.open(unit)) }
+            let locks = StorageLocks()
+            for unit in units { opened.append(try LogicalUnit.open(unit, locks)) }
             try self.init(opened: opened, mover: EngineMover(), logger: logger)
         } catch {
             for unit in opened { unit.file?.close() }

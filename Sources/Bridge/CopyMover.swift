@@ -157,7 +157,8 @@ extension CopyPiece {
             preconditionFailure("a piece without files for the engine")
         }
         return AsyncIO.CopySegment(
-            source: from, sourceOffset: sourceOffset, target: to, targetOffset: targetOffset, length: count)
+            source: from, sourceOffset: sourceOffset, target: to, targetOffset: targetOffset, length: count,
+            sourceRanges: source?.ranges, targetRanges: target.ranges)
     }
 }
 
@@ -222,7 +223,11 @@ struct SerialPiece: ~Copyable {
 
     private func step(_ piece: CopyPiece, _ offset: UInt64, _ count: Int) throws(MoveFailure) {
         let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
+        let written = ByteRange(offset: piece.targetOffset + offset, count: UInt64(count))
         if let source = piece.source {
+            let range = ByteRange(offset: piece.sourceOffset + offset, count: UInt64(count))
+            source.ranges.lock(range, exclusive: false)
+            defer { source.ranges.unlock(range, exclusive: false) }
             do throws(StoreError) { try source.store.read(at: piece.sourceOffset + offset, into: part) } catch
             {
                 throw MoveFailure(reason: .store(error, .read), segment: piece.segment)
@@ -230,9 +235,10 @@ struct SerialPiece: ~Copyable {
         } else {
             part.initializeMemory(as: UInt8.self, repeating: 0)
         }
+        piece.target.ranges.lock(written, exclusive: false)
+        defer { piece.target.ranges.unlock(written, exclusive: false) }
         do throws(StoreError) {
-            try piece.target.store.write(
-                UnsafeRawBufferPointer(part), at: piece.targetOffset + offset, durable: false)
+            try piece.target.store.write(UnsafeRawBufferPointer(part), at: written.offset, durable: false)
         } catch { throw MoveFailure(reason: .store(error, .write), segment: piece.segment) }
     }
 }

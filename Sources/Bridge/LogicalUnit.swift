@@ -16,8 +16,9 @@ final class LogicalUnit: Sendable {
     let isThin: Bool
     /// How blocks of zeros are stored: a unit that is to stay fully provisioned keeps their space.
     let zeroOptions: ZeroOptions
-    /// Keeps commands that read and write in one go apart from all others.
-    let ranges = RangeLock()
+    /// Keeps commands that read and write in one go apart from all others, copies included. Units over the same
+    /// storage have the same. Who holds some of it exclusively waits for no other unit's.
+    let ranges: RangeLock
     /// All blocks, so its size is a multiple of the block size.
     let store: any BlockStore
     /// What lies below, for the copy engine; nil in tests.
@@ -37,7 +38,8 @@ final class LogicalUnit: Sendable {
     static let physicalBlock: UInt32 = 4096
 
     init(
-        _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil
+        _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil,
+        locks: StorageLocks = StorageLocks()
     ) throws(BridgeError) {
         let size = store.size
         let blockSize = UInt64(unit.blockSize)
@@ -62,6 +64,7 @@ final class LogicalUnit: Sendable {
         backedBytes = size
         self.file = file
         self.storage = storage
+        ranges = locks.ranges(of: storage)
         initiators = unit.initiators.map { Set($0.map { $0.lowercased() }) }
         let value = storage.hash(unitNumber: unit.number)
         naa = .naaLocallyAssigned(value)
@@ -72,7 +75,7 @@ final class LogicalUnit: Sendable {
     }
 
     /// Opens what `unit` names.
-    static func open(_ unit: BridgeUnit) throws(BridgeError) -> LogicalUnit {
+    static func open(_ unit: BridgeUnit, _ locks: StorageLocks) throws(BridgeError) -> LogicalUnit {
         let file: StorageFile
         do throws(StorageError) {
             // A source is read while the host that serves it holds its lock; what is written must be
@@ -82,7 +85,8 @@ final class LogicalUnit: Sendable {
                 lock: unit.readOnly || !unit.isLocked ? .none : .exclusive)
         } catch { throw .storage(unit: unit.number, error) }
         do throws(BridgeError) {
-            return try LogicalUnit(unit, store: file, storage: StorageKey(file.identity), file: file)
+            return try LogicalUnit(
+                unit, store: file, storage: StorageKey(file.identity), file: file, locks: locks)
         } catch {
             file.close()
             throw error
@@ -150,6 +154,20 @@ final class LogicalUnit: Sendable {
             number: number, name: name, path: path, readOnly: isReadOnly, blockSize: blockSize,
             blockCount: blockCount, paddingBytes: store.size - backedBytes, designator: serial,
             isDirect: file?.isDirect ?? false, directRefusal: file?.directRefusal)
+    }
+}
+
+/// One range lock for each storage, however many units lie over it.
+final class StorageLocks: Sendable {
+    private let locks = Monitor<[StorageKey: RangeLock]>([:])
+
+    func ranges(of storage: StorageKey) -> RangeLock {
+        locks.withLock { locks in
+            if let lock = locks[storage] { return lock }
+            let lock = RangeLock()
+            locks[storage] = lock
+            return lock
+        }
     }
 }
 

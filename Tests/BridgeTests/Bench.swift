@@ -23,11 +23,11 @@ final class Bench: Sendable {
     /// A unit in memory.
     static func unit(
         _ number: Int, _ store: any BlockStore, readOnly: Bool = false, blockSize: UInt32 = 512,
-        inode: UInt64? = nil
+        inode: UInt64? = nil, locks: StorageLocks = StorageLocks()
     ) throws -> LogicalUnit {
         try LogicalUnit(
             BridgeUnit(number: number, path: "memory\(number)", readOnly: readOnly, blockSize: blockSize),
-            store: store, storage: StorageKey(device: 1, inode: inode ?? UInt64(1000 + number)))
+            store: store, storage: StorageKey(device: 1, inode: inode ?? UInt64(1000 + number)), locks: locks)
     }
 
     init(

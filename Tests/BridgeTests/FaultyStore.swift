@@ -19,9 +19,11 @@ final class FaultyStore: BlockStore {
     let size: UInt64
     var capabilities: StoreCapabilities { memory.capabilities }
 
-    init(size: Int) {
-        memory = MemoryStore(pattern: size, seed: 99)
-        self.size = UInt64(size)
+    convenience init(size: Int) { self.init(MemoryStore(pattern: size, seed: 99)) }
+
+    init(_ memory: MemoryStore) {
+        self.memory = memory
+        size = memory.size
     }
 
     /// Every operation that touches the byte at `offset` fails from now on.
@@ -49,6 +51,9 @@ final class FaultyStore: BlockStore {
     func awaitHeld(_ count: Int = 1) { state.wait { $0.waiting >= count ? () : nil } }
 
     var all: [UInt8] { get throws { try memory.all } }
+
+    /// Waits until `count` operations were let pass.
+    func awaitOperations(_ count: Int) { state.wait { $0.passed >= count ? () : nil } }
 
     /// Operations that were let pass so far.
     var operations: Int { state.withLock { $0.passed } }
