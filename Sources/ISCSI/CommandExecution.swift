@@ -15,7 +15,7 @@ extension TargetConnection {
         }
         let isWrite = pdu.flags & 0x20 != 0
         let task = SessionTask(
-            lun: LogicalUnitNumber(rawValue: pdu.lun), cdb: Self.cdb(of: pdu),
+            lun: LogicalUnitNumber(rawValue: pdu.lun), cdb: try Self.cdb(of: pdu),
             isRead: pdu.flags & 0x40 != 0, isWrite: isWrite, expected: Int(pdu.targetTransferTag),
             isOrdered: pdu.flags & 7 == 2, cmdSN: pdu.cmdSN, data: Array(pdu.data),
             unsolicited: isWrite && !pdu.isFinal, isImmediate: pdu.isImmediate)
@@ -34,15 +34,27 @@ extension TargetConnection {
     }
 
     /// The 16 bytes of the header, and the rest from an extended CDB segment (RFC 7143 §11.2.2.3).
-    private static func cdb(of pdu: PDU) -> [UInt8] {
+    private static func cdb(of pdu: PDU) throws(ProtocolViolation) -> [UInt8] {
         let cdb = Array(pdu.encoded()[32..<48])
-        let additional = pdu.additionalHeaders
-        guard additional.count >= 4, additional[2] == 1 else { return cdb }
-        let length = Int(additional[0]) << 8 | Int(additional[1])
-        guard length >= 1, length - 1 <= SCSILimits.cdbBytes - 16, additional.count >= 3 + length else {
-            return cdb
+        var rest = pdu.additionalHeaders[...]
+        var extended: ArraySlice<UInt8> = []
+        while let high = rest.first {
+            // AHSLength, AHSType, and what the length counts: a reserved byte first.
+            let length = Int(high) << 8 | Int(rest[rest.startIndex + 1])
+            let padded = (3 + length + 3) & ~3
+            guard length >= 1, padded <= rest.count else {
+                throw ProtocolViolation("an additional header of a wrong length", .invalidPDUField)
+            }
+            switch rest[rest.startIndex + 2] & 0x3F {
+            case 1 where extended.isEmpty && length - 1 <= SCSILimits.cdbBytes - 16:
+                extended = rest.dropFirst(4).prefix(length - 1)
+            // The data-in length of a bidirectional command, which is refused as a command.
+            case 2: break
+            default: throw ProtocolViolation("an additional header of no known kind", .invalidPDUField)
+            }
+            rest = rest.dropFirst(padded)
         }
-        return cdb + additional[4..<(3 + length)]
+        return cdb + extended
     }
 
     /// A command's turn has come.
@@ -140,7 +152,7 @@ extension TargetConnection {
         }
         let end = isSolicited ? task.burstEnd : min(task.expectedOut, parameters.firstBurst)
         // A sequence error ends the task, not the connection (RFC 7143 §7.9), once all of its data are there.
-        if task.isSpoiled || pdu.dataSN != task.nextDataSN {
+        if task.isSpoiled || pdu.isDamaged || pdu.dataSN != task.nextDataSN {
             tasks[tag]?.isSpoiled = true
             if pdu.isFinal {
                 refuse(tag, .checkCondition(SenseData(.abortedCommand, .protocolServiceCRCError)))

@@ -4,6 +4,7 @@ import SCSI
 /// Full feature phase: what comes when it is its turn (RFC 7143 §4.2.2.1), and all that is no SCSI command.
 extension TargetConnection {
     mutating func handleFullFeature(_ pdu: PDU) throws(ProtocolViolation) {
+        if pdu.isDamaged { return try handleDamaged(pdu) }
         switch pdu.opcode {
         case Opcode.dataOut: try handleDataOut(pdu)
         case Opcode.snackRequest: reject(pdu, .snackReject)
@@ -13,6 +14,18 @@ extension TargetConnection {
         case Opcode.loginRequest: throw ProtocolViolation("a login request in full feature phase")
         default: reject(pdu, .commandNotSupported)
         }
+    }
+
+    /// A data digest error (RFC 7143 §7.8): the PDU is answered with a Reject and dropped. Of Data-Out the task fails
+    /// when the rest of its data is there. A numbered request leaves a gap that nobody fills at error recovery
+    /// level 0, so the connection ends, and the initiator recovers the session at once.
+    private mutating func handleDamaged(_ pdu: PDU) throws(ProtocolViolation) {
+        if pdu.opcode == Opcode.dataOut {
+            reject(pdu, .dataDigestError)
+            return try handleDataOut(pdu)
+        }
+        guard pdu.isImmediate else { throw ProtocolViolation("data digest error", .dataDigestError) }
+        reject(pdu, .dataDigestError)
     }
 
     private mutating func handleNumbered(_ pdu: PDU) throws(ProtocolViolation) {
@@ -32,6 +45,9 @@ extension TargetConnection {
             early[pdu.cmdSN] = pdu
             // A command's data are in its task.
             if pdu.opcode == Opcode.scsiCommand { early[pdu.cmdSN]?.data = [] }
+            guard early.values.reduce(0, { $0 + $1.data.count }) <= ISCSILimits.earlyBytes else {
+                throw ProtocolViolation("too much data ahead of their turn")
+            }
             return
         }
         var next: PDU? = pdu
@@ -92,42 +108,64 @@ extension TargetConnection {
         if response[byte: 2] == 0 { close("logout") }
     }
 
-    /// Text negotiation (RFC 7143 §11.10): SendTargets.
+    /// Text negotiation (RFC 7143 §11.10, §11.11): SendTargets, and the few keys of full feature phase. One at a
+    /// time; question and answer may each take several PDUs.
     private mutating func handleText(_ pdu: PDU) throws(ProtocolViolation) {
-        guard pdu.targetTransferTag == reservedTag || textIsOpen else {
+        if pdu.targetTransferTag == reservedTag {
+            text = TextExchange()
+        } else if !text.isOpen || pdu.targetTransferTag != Self.textTag {
             return reject(pdu, .negotiationReset)
         }
-        if pdu.targetTransferTag == reservedTag { textRequest = [] }
-        textIsOpen = !pdu.isFinal
-        guard textRequest.count + pdu.data.count <= ISCSILimits.textBytes else {
-            throw ProtocolViolation("too much text")
+        let continues = pdu.flags & 0x40 != 0
+        guard !(continues && pdu.isFinal) else { throw ProtocolViolation("F and C bit together") }
+        if text.answer.isEmpty {
+            guard text.question.count + pdu.data.count <= ISCSILimits.textBytes else {
+                throw ProtocolViolation("too much text")
+            }
+            text.question += pdu.data
+            if continues { return sendText(pdu, isLast: false) }
+            let keys = try TextKeys.parse(text.question)
+            text.question = []
+            var answers: [TextKey] = []
+            for key in keys { answers += try answer(key) }
+            text.answer = TextKeys.encode(answers)[...]
+        } else {
+            guard pdu.data.isEmpty else { throw ProtocolViolation("text before the answer's end") }
         }
-        textRequest += pdu.data
+        sendText(pdu, isLast: pdu.isFinal)
+    }
+
+    /// The next piece of the answer, if there is any.
+    private mutating func sendText(_ pdu: PDU, isLast: Bool) {
+        let piece = text.answer.prefix(parameters.initiatorReceiveSegment)
+        text.answer = text.answer.dropFirst(piece.count)
+        text.isOpen = !isLast || !text.answer.isEmpty
         var response = PDU(Opcode.textResponse)
         response.lun = pdu.lun
         response.initiatorTaskTag = pdu.initiatorTaskTag
-        response.targetTransferTag = reservedTag
-        if pdu.flags & 0x40 != 0 {
-            guard !pdu.isFinal else { throw ProtocolViolation("F and C bit together") }
-            response.flags = 0
-            response.targetTransferTag = 1
-            return putStatus(&response)
-        }
-        let keys = try TextKeys.parse(textRequest)
-        textRequest = []
-        response.data = TextKeys.encode(keys.flatMap { answer($0) })[...]
-        guard response.data.count <= parameters.initiatorReceiveSegment else {
-            throw ProtocolViolation("the answer to the text would be too long")
-        }
-        response.flags = pdu.isFinal ? 0x80 : 0
-        if !pdu.isFinal { response.targetTransferTag = 1 }
+        response.targetTransferTag = text.isOpen ? Self.textTag : reservedTag
+        response.flags = text.isOpen ? (text.answer.isEmpty ? 0 : 0x40) : 0x80
+        response.data = piece
         putStatus(&response)
     }
 
-    private func answer(_ key: TextKey) -> [TextKey] {
-        guard key.key == "SendTargets" else {
-            return [TextKey(key.key, OperationalNegotiation.notUnderstood)]
+    private static let textTag: UInt32 = 1
+
+    private mutating func answer(_ key: TextKey) throws(ProtocolViolation) -> [TextKey] {
+        switch key.key {
+        case "SendTargets": return sendTargets(key)
+        case "MaxRecvDataSegmentLength":
+            login?.parameters.initiatorReceiveSegment = try OperationalNegotiation.receiveSegment(key.value)
+            return []
+        case "InitiatorAlias": return []
+        // What is agreed upon at login only (RFC 7143 §13).
+        case _ where OperationalNegotiation.loginOnly.contains(key.key) || key.key.hasPrefix("CHAP_"):
+            return [TextKey(key.key, OperationalNegotiation.reject)]
+        default: return [TextKey(key.key, OperationalNegotiation.notUnderstood)]
         }
+    }
+
+    private func sendTargets(_ key: TextKey) -> [TextKey] {
         let isOurs = key.value.lowercased() == target.name.lowercased()
         let isDiscovery = login?.isDiscovery == true
         // All targets can be asked for in discovery only; the own one, in a normal session (RFC 7143 app. C).

@@ -143,7 +143,7 @@ public final class ISCSITarget: Sendable {
             .bind(host: portal.host, port: portal.port).get()
     }
 
-    /// Stops listening, asks the initiators to log out, gives them ``ISCSILimits/shutdownSeconds``, and ends
+    /// Stops listening, asks the initiators to log out, gives them ``ISCSITimes/logout``, and ends
     /// every session. One whose commands are being executed ends when the last of them is answered, or after
     /// `drainSeconds` more: then they are aborted. The device hears of each lost nexus before this returns.
     public func shutdown(drainSeconds: Int64 = ISCSILimits.drainSeconds) async {

@@ -23,6 +23,9 @@ public enum ISCSILimits {
     public static let targetDataBytes = 512 << 20
     /// Answers not yet taken by the peer above which nothing more is read from it, bytes.
     public static let outboundHighWater = 4 << 20
+    /// Data of pings and text that arrive ahead of their turn, of one session, bytes. (Those of commands are bounded
+    /// by the window and FirstBurstLength.)
+    public static let earlyBytes = 1 << 20
     /// Key=value text of one negotiation step, over all its PDUs, bytes.
     public static let textBytes = 16 << 10
     /// Keys of one negotiation step.

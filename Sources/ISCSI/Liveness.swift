@@ -9,17 +9,21 @@ public struct ISCSITimes: Sendable, Hashable {
     public var discovery: Duration
     /// What the end of an old session may take before the login that reinstates it is refused.
     public var reinstatement: Duration
+    /// What sessions are given to log out at shutdown.
+    public var logout: Duration
 
     public init(
         login: Duration = .seconds(ISCSILimits.loginSeconds),
         ping: Duration = .seconds(ISCSILimits.pingSeconds),
         discovery: Duration = .seconds(ISCSILimits.discoverySeconds),
-        reinstatement: Duration = .seconds(ISCSILimits.reinstatementSeconds)
+        reinstatement: Duration = .seconds(ISCSILimits.reinstatementSeconds),
+        logout: Duration = .seconds(ISCSILimits.shutdownSeconds)
     ) {
         self.login = login
         self.ping = ping
         self.discovery = discovery
         self.reinstatement = reinstatement
+        self.logout = logout
     }
 }
 

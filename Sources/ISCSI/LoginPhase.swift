@@ -270,7 +270,9 @@ struct LoginPhase {
 
     private mutating func negotiateOperation(_ keys: [TextKey]) throws(Failure) -> [TextKey] {
         var answers = negotiation.declarations()
-        for key in keys {
+        // FirstBurstLength depends on MaxBurstLength, in whatever order they stand.
+        let isBurst = { (key: TextKey) in key.key == "FirstBurstLength" }
+        for key in keys.filter({ !isBurst($0) }) + keys.filter(isBurst) {
             do throws(ProtocolViolation) {
                 if let answer = try negotiation.answer(key) { answers.append(answer) }
             } catch {

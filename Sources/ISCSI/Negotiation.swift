@@ -36,6 +36,26 @@ struct OperationalNegotiation {
         return [TextKey("MaxRecvDataSegmentLength", String(ISCSILimits.receiveDataSegment))]
     }
 
+    /// MaxRecvDataSegmentLength is declarative: it takes no answer, so one out of range cannot be answered with
+    /// Reject.
+    static func receiveSegment(_ text: String) throws(ProtocolViolation) -> Int {
+        guard let length = TextKeys.number(text), (512...0xFF_FFFF).contains(length) else {
+            throw ProtocolViolation("MaxRecvDataSegmentLength out of range")
+        }
+        return Int(length)
+    }
+
+    /// Keys that have no place in full feature phase.
+    static let loginOnly: Set<String> = [
+        "AuthMethod", "HeaderDigest", "DataDigest", "MaxConnections", "InitiatorName", "TargetName",
+        "SessionType",
+        "TargetPortalGroupTag", "InitialR2T", "ImmediateData", "MaxBurstLength", "FirstBurstLength",
+        "DefaultTime2Wait", "DefaultTime2Retain", "MaxOutstandingR2T", "DataPDUInOrder",
+        "DataSequenceInOrder",
+        "ErrorRecoveryLevel", "iSCSIProtocolLevel", "TaskReporting", "IFMarker", "OFMarker", "IFMarkInt",
+        "OFMarkInt",
+    ]
+
     private mutating func value(for key: TextKey) throws(ProtocolViolation) -> String? {
         switch key.key {
         case "HeaderDigest": return digest(key.value, \.digests.header)
@@ -53,20 +73,18 @@ struct OperationalNegotiation {
                 return yes
             }
         case "MaxRecvDataSegmentLength":
-            // Declarative: it takes no answer, so one out of range cannot be answered with Reject.
-            guard let length = TextKeys.number(key.value), (512...0xFF_FFFF).contains(length) else {
-                throw ProtocolViolation("MaxRecvDataSegmentLength out of range")
-            }
-            parameters.initiatorReceiveSegment = Int(length)
+            parameters.initiatorReceiveSegment = try Self.receiveSegment(key.value)
             return nil
         case "MaxBurstLength":
             return number(key.value, 512...0xFF_FFFF) { value in
                 parameters.maxBurst = min(Int(value), ISCSILimits.maxBurst)
+                parameters.firstBurst = min(parameters.firstBurst, parameters.maxBurst)
                 return UInt32(parameters.maxBurst)
             }
         case "FirstBurstLength":
             return number(key.value, 512...0xFF_FFFF) { value in
-                parameters.firstBurst = min(Int(value), ISCSILimits.firstBurst)
+                // Never above MaxBurstLength (RFC 7143 §13.14), which is agreed upon first.
+                parameters.firstBurst = min(Int(value), ISCSILimits.firstBurst, parameters.maxBurst)
                 return UInt32(parameters.firstBurst)
             }
         default: return valueOfFixed(key)

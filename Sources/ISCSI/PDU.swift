@@ -58,6 +58,8 @@ struct PDU: Hashable {
     /// A multiple of four bytes.
     var additionalHeaders: [UInt8] = []
     var data: ArraySlice<UInt8> = []
+    /// The data digest did not fit: the header is right, the data are not.
+    var isDamaged = false
 
     init(_ opcode: UInt8, flags: UInt8 = 0x80) {
         header = [UInt8](repeating: 0, count: Self.headerLength)

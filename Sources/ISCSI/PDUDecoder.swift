@@ -18,7 +18,8 @@ struct PDUDecoder {
     private var dataLength: Int { Int(head[5]) << 16 | Int(head[6]) << 8 | Int(head[7]) }
     private var paddedLength: Int { (dataLength + 3) & ~3 }
 
-    /// Consumes bytes from the front of `input` until one PDU is whole.
+    /// Consumes bytes from the front of `input` until one PDU is whole. One whose data digest does not fit comes
+    /// marked as damaged; after a header digest that does not, nobody knows where the next PDU begins.
     /// - Returns: nil when `input` is used up before.
     mutating func next(_ input: inout UnsafeRawBufferPointer) throws(ProtocolViolation) -> PDU? {
         if !headIsWhole {
@@ -39,18 +40,18 @@ struct PDUDecoder {
             if dataLength > 0 { body.reserveCapacity(paddedLength + 4) }
         }
         let length = dataLength
+        var isDamaged = false
         if length > 0 {
             let digestLength = digests.data ? 4 : 0
             guard Self.fill(&body, to: paddedLength + digestLength, &input) else { return nil }
-            if digests.data,
-                PDU.digest(CRC32C.checksum(body[..<paddedLength])) != Array(body[paddedLength...])
-            {
-                throw ProtocolViolation("data digest error", .dataDigestError)
-            }
+            isDamaged =
+                digests.data
+                && PDU.digest(CRC32C.checksum(body[..<paddedLength])) != Array(body[paddedLength...])
         }
         var pdu = PDU(header: Array(head[..<PDU.headerLength]))
         pdu.additionalHeaders = Array(head[PDU.headerLength...])
         pdu.data = body[..<length]
+        pdu.isDamaged = isDamaged
         head.removeAll(keepingCapacity: true)
         body = []
         headIsWhole = false

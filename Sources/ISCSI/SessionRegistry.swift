@@ -5,8 +5,8 @@ import SCSI
 protocol RegisteredSession: AnyObject, Sendable {
     /// Ends the session as soon as it can; does not wait for it.
     func terminate(why: String)
-    /// Aborts its tasks, and calls `done` when they have ended; on any thread.
-    func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void)
+    /// Aborts its tasks on these units, and calls `done` when they have ended; on any thread.
+    func abortTasks(on units: [LogicalUnitNumber], done: @escaping @Sendable () -> Void)
 }
 
 /// The sessions of one target, by whichever of its portals they came: all are of one portal group.
@@ -107,13 +107,13 @@ final class SessionRegistry: Sendable {
         }
     }
 
-    /// Aborts tasks of all sessions but one, and waits until they have ended (bounded). Blocks.
+    /// Aborts the tasks on these units of all sessions but one, and waits until they have ended (bounded). Blocks.
     /// - Returns: false when some have not.
-    func abortTasks(_ scope: ResetScope, except own: any RegisteredSession) -> Bool {
+    func abortTasks(on units: [LogicalUnitNumber], except own: any RegisteredSession) -> Bool {
         let others = state.withLock { $0.sessions.values.map(\.session).filter { $0 !== own } }
         let left = Monitor(others.count)
         for session in others {
-            session.abortTasks(scope) { left.withLockAndNotify { $0 -= 1 } }
+            session.abortTasks(on: units) { left.withLockAndNotify { $0 -= 1 } }
         }
         return left.wait(nanoseconds: Self.abortNanoseconds) { $0 == 0 ? true : nil } ?? false
     }

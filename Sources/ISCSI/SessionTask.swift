@@ -76,21 +76,34 @@ struct TaskManagement {
     var awaited: Set<UInt32>
     /// The device's part of a reset is still to come.
     var awaitsDevice: Bool
+    /// All sessions are ended behind the answer.
+    var isCold = false
 
     var isDone: Bool { awaited.isEmpty && !awaitsDevice }
 }
 
 /// What a reset or a clear concerns.
 enum ResetScope: Hashable, Sendable {
+    /// ABORT TASK SET: the session's own tasks on the unit, which the session sees to itself.
+    case ownTasks(LogicalUnitNumber)
     /// CLEAR TASK SET: abort all tasks on the unit, of all sessions, and no more.
     case taskSet(LogicalUnitNumber)
     case logicalUnit(LogicalUnitNumber)
+    /// All units that the session sees (RFC 7143 §11.5.1: "known to the issuing initiator").
     case target
 
-    func concerns(_ lun: LogicalUnitNumber) -> Bool {
+    /// The one unit that it concerns; nil: all that are seen.
+    var unit: LogicalUnitNumber? {
         switch self {
-        case .taskSet(let unit), .logicalUnit(let unit): unit == lun
-        case .target: true
+        case .ownTasks(let unit), .taskSet(let unit), .logicalUnit(let unit): unit
+        case .target: nil
         }
+    }
+}
+
+extension LogicalUnitNumber {
+    /// Whether both mean the same unit, however they address it.
+    func means(_ other: LogicalUnitNumber) -> Bool {
+        self == other || (number != nil && number == other.number)
     }
 }

@@ -70,8 +70,10 @@ final class TargetShared: Sendable {
     }
 
     /// Ends all sessions.
-    func terminateAll(why: String) {
-        for handler in connections.withLock({ Array($0.open.values) }) { handler.terminate(why: why) }
+    func terminateAll(why: String, except own: ConnectionHandler? = nil) {
+        for handler in connections.withLock({ Array($0.open.values) }) where handler !== own {
+            handler.terminate(why: why)
+        }
     }
 
     func ended(_ handler: ConnectionHandler) {
@@ -85,19 +87,19 @@ final class TargetShared: Sendable {
     /// nexus is closed.
     func endConnections(on loop: any EventLoop, drainSeconds: Int64) async {
         for handler in connections.withLock({ Array($0.open.values) }) { handler.requestLogout() }
-        if await isEmpty(within: ISCSILimits.shutdownSeconds, on: loop) { return }
+        if await isEmpty(within: times.logout, on: loop) { return }
         for handler in connections.withLock({ Array($0.open.values) }) { handler.terminateWhenIdle() }
-        if await !isEmpty(within: drainSeconds, on: loop) {
+        if await !isEmpty(within: .seconds(drainSeconds), on: loop) {
             terminateAll(why: "shutdown")
             // Longer than any device should take to notice that its commands are aborted.
-            if await !isEmpty(within: 30, on: loop) { logger.error("a session does not end") }
+            if await !isEmpty(within: .seconds(30), on: loop) { logger.error("a session does not end") }
         }
     }
 
-    private func isEmpty(within seconds: Int64, on loop: any EventLoop) async -> Bool {
+    private func isEmpty(within duration: Duration, on loop: any EventLoop) async -> Bool {
         let promise = loop.makePromise(of: Bool.self)
         let wait: @Sendable () -> Void = { [self] in
-            let empty = connections.wait(nanoseconds: UInt64(seconds) * 1_000_000_000) {
+            let empty = connections.wait(nanoseconds: Liveness.nanoseconds(duration)) {
                 $0.open.isEmpty ? true : nil
             }
             promise.succeed(empty ?? false)
@@ -270,6 +272,9 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             case .establish(let result): establish(result)
             case .execute(let tag, let task): execute(tag, task)
             case .reset(let tag, let scope): reset(tag, scope)
+            case .endAllSessions:
+                flush()
+                shared.terminateAll(why: "cold reset", except: self)
             case .close(let why):
                 flush()
                 logger.debug("closing", metadata: ["why": "\(why)"])
@@ -380,21 +385,32 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     private func reset(_ tag: UInt32, _ scope: ResetScope) {
         guard let nexus else { return }
-        let work: @Sendable () -> Void = { [self, shared, logger] in
-            guard shared.registry.abortTasks(scope, except: self) else {
-                logger.error("a reset is rejected: a task of another session does not end")
-                return loop.execute { self.perform(self.connection.resetDone(tag, isComplete: false)) }
-            }
-            switch scope {
-            case .taskSet: break
-            case .logicalUnit(let unit): shared.device.resetLogicalUnit(unit, from: nexus)
-            case .target:
-                for unit in units(nexus) { shared.device.resetLogicalUnit(unit, from: nexus) }
-            }
-            loop.execute { self.perform(self.connection.resetDone(tag)) }
+        let work: @Sendable () -> Void = { [self, shared] in
+            let answer = reset(scope, nexus, shared)
+            loop.execute { self.perform(self.connection.resetDone(tag, answer)) }
         }
         // Without a thread the function is not answered, and the initiator goes on to harder means.
         if !BlockingThread.start(work) { logger.error("no thread for a reset") }
+    }
+
+    /// Blocks.
+    private func reset(
+        _ scope: ResetScope, _ nexus: Nexus, _ shared: TargetShared
+    ) -> TaskManagement.Response {
+        var concerned = units(nexus)
+        if let unit = scope.unit {
+            // What this session does not see is not there for it, whatever others do with it.
+            concerned.removeAll { !$0.means(unit) }
+            if concerned.isEmpty { return .logicalUnitDoesNotExist }
+        }
+        if case .ownTasks = scope { return .complete }
+        guard shared.registry.abortTasks(on: concerned, except: self) else {
+            shared.logger.error("a reset is rejected: a task of another session does not end")
+            return .rejected
+        }
+        if case .taskSet = scope { return .complete }
+        for unit in concerned { shared.device.resetLogicalUnit(unit, from: nexus) }
+        return .complete
     }
 
     /// The units that this session sees, as the device reports them.
@@ -438,15 +454,16 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     func requestLogout() {
         loop.execute { [self] in
-            perform(connection.requestLogout(seconds: UInt16(ISCSILimits.shutdownSeconds)))
+            let seconds = shared.times.logout.components.seconds
+            perform(connection.requestLogout(seconds: UInt16(clamping: max(1, seconds))))
         }
     }
 
-    func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void) {
+    func abortTasks(on units: [LogicalUnitNumber], done: @escaping @Sendable () -> Void) {
         loop.execute { [self] in
             if isInactive { return whenOver(done) }
-            perform(connection.abortTasks(scope))
-            let tags = connection.executing(scope)
+            perform(connection.abortTasks(on: units))
+            let tags = connection.executing(on: units)
             if tags.isEmpty { done() } else { waiting.append((tags, done)) }
         }
     }

@@ -13,8 +13,20 @@ struct TargetConnection {
         case execute(tag: UInt32, SCSITask)
         /// Have the device reset on another thread, then call ``resetDone(_:)``.
         case reset(tag: UInt32, ResetScope)
+        /// End all other sessions of the target.
+        case endAllSessions
         /// Close when all that was sent is written.
         case close(why: String)
+    }
+
+    /// A text negotiation under way.
+    struct TextExchange {
+        /// Text that has come and is not whole.
+        var question: [UInt8] = []
+        /// What of the answer is still to be sent.
+        var answer: ArraySlice<UInt8> = []
+        /// The initiator goes on under the transfer tag that it was given.
+        var isOpen = false
     }
 
     enum Phase {
@@ -55,9 +67,7 @@ struct TargetConnection {
     var outboundBytes = 0
     /// Whole PDUs that came.
     private(set) var requests: UInt64 = 0
-    var textRequest: [UInt8] = []
-    /// A text negotiation is under way, under the transfer tag 1.
-    var textIsOpen = false
+    var text = TextExchange()
     /// Places of the command window that are taken.
     var windowUse = 0
 

@@ -13,12 +13,15 @@ extension TargetConnection {
         let lun = LogicalUnitNumber(rawValue: pdu.lun)
         switch TaskManagement.Function(rawValue: pdu.flags & 0x7F) {
         case .abortTask: try abortTask(pdu)
-        case .abortTaskSet: begin(tag, concerned(pdu) { $0.lun == lun }, nil)
-        case .clearTaskSet: begin(tag, concerned(pdu) { $0.lun == lun }, .taskSet(lun))
-        case .logicalUnitReset: begin(tag, concerned(pdu) { $0.lun == lun }, .logicalUnit(lun))
+        case .abortTaskSet: begin(tag, concerned(pdu) { $0.lun.means(lun) }, .ownTasks(lun))
+        case .clearTaskSet: begin(tag, concerned(pdu) { $0.lun.means(lun) }, .taskSet(lun))
+        case .logicalUnitReset: begin(tag, concerned(pdu) { $0.lun.means(lun) }, .logicalUnit(lun))
         case .targetWarmReset: begin(tag, concerned(pdu) { _ in true }, .target)
+        case .targetColdReset: begin(tag, concerned(pdu) { _ in true }, .target, isCold: true)
+        // Error recovery level 0.
         case .taskReassign: respond(tag, .reassignmentNotSupported)
-        case .clearACA, .targetColdReset, nil: respond(tag, .notSupported)
+        // No ACA; and the functions of RFC 7144 belong to a protocol level that is not agreed upon.
+        case .clearACA, nil: respond(tag, .notSupported)
         }
     }
 
@@ -31,7 +34,13 @@ extension TargetConnection {
 
     private mutating func abortTask(_ pdu: PDU) throws(ProtocolViolation) {
         let referenced = pdu.targetTransferTag
-        if tasks[referenced] != nil { return begin(pdu.initiatorTaskTag, [referenced], nil) }
+        if let task = tasks[referenced] {
+            // A task is known by its unit, too (SAM-5 §7.2).
+            guard task.lun.means(LogicalUnitNumber(rawValue: pdu.lun)) else {
+                return respond(pdu.initiatorTaskTag, .taskDoesNotExist)
+            }
+            return begin(pdu.initiatorTaskTag, [referenced], nil)
+        }
         // Not there: it is done already, or has never come. Then the function stands for it: its number counts as
         // received, so that those behind it have their turn (RFC 7143 §11.6.1).
         let number = pdu[word: 32]
@@ -48,7 +57,9 @@ extension TargetConnection {
         respond(pdu.initiatorTaskTag, .complete)
     }
 
-    private mutating func begin(_ tag: UInt32, _ concerned: [UInt32], _ scope: ResetScope?) {
+    private mutating func begin(
+        _ tag: UInt32, _ concerned: [UInt32], _ scope: ResetScope?, isCold: Bool = false
+    ) {
         var awaited: Set<UInt32> = []
         for other in concerned {
             guard var task = tasks[other] else { continue }
@@ -64,17 +75,17 @@ extension TargetConnection {
             }
         }
         let function = TaskManagement(
-            initiatorTaskTag: tag, awaited: awaited, awaitsDevice: scope != nil)
+            initiatorTaskTag: tag, awaited: awaited, awaitsDevice: scope != nil, isCold: isCold)
         functions[tag] = function
         if let scope { actions.append(.reset(tag: tag, scope)) }
         if function.isDone { end(tag) }
         admitTasks()
     }
 
-    /// Another session's reset or clear concerns tasks of this one: they end with TASK ABORTED.
-    mutating func abortTasks(_ scope: ResetScope) -> [Action] {
+    /// Another session's reset or clear concerns tasks of this one on `units`: they end with TASK ABORTED.
+    mutating func abortTasks(on units: [LogicalUnitNumber]) -> [Action] {
         guard isLoggedIn else { return [] }
-        for (tag, task) in tasks where scope.concerns(task.lun) && task.hasTurn {
+        for (tag, task) in tasks where units.contains(where: task.lun.means) && task.hasTurn {
             if task.phase == .executing {
                 task.command?.abort()
             } else {
@@ -96,18 +107,19 @@ extension TargetConnection {
     /// Whether the device is at a command of this session.
     var isExecuting: Bool { tasks.values.contains { $0.phase == .executing } }
 
-    /// Tasks in the device server's hands that a reset or clear concerns.
-    func executing(_ scope: ResetScope) -> Set<UInt32> {
-        Set(tasks.filter { $0.value.phase == .executing && scope.concerns($0.value.lun) }.map(\.key))
+    /// Tasks in the device server's hands on `units`.
+    func executing(on units: [LogicalUnitNumber]) -> Set<UInt32> {
+        Set(
+            tasks.filter { _, task in task.phase == .executing && units.contains(where: task.lun.means) }
+                .map(\.key))
     }
 
-    /// The device's part of a reset is done.
-    /// - Parameter isComplete: false when tasks of other sessions did not end.
-    mutating func resetDone(_ tag: UInt32, isComplete: Bool = true) -> [Action] {
+    /// The device's part of a reset is done, or it has failed with another answer than `complete`.
+    mutating func resetDone(_ tag: UInt32, _ answer: TaskManagement.Response = .complete) -> [Action] {
         guard isLoggedIn, functions[tag] != nil else { return [] }
-        guard isComplete else {
+        guard answer == .complete else {
             functions[tag] = nil
-            respond(tag, .rejected)
+            respond(tag, answer)
             return takeActions()
         }
         functions[tag]?.awaitsDevice = false
@@ -116,8 +128,12 @@ extension TargetConnection {
     }
 
     private mutating func end(_ tag: UInt32) {
-        functions[tag] = nil
+        let isCold = functions.removeValue(forKey: tag)?.isCold == true
         respond(tag, .complete)
+        // RFC 7143 §11.5.1: then all connections to all initiators end.
+        guard isCold else { return }
+        actions.append(.endAllSessions)
+        close("cold reset")
     }
 
     private mutating func respond(_ tag: UInt32, _ answer: TaskManagement.Response) {

@@ -72,6 +72,8 @@ final class RawSocket {
         _ device: MemoryDevice, _ adjust: (inout ISCSITargetConfiguration) -> Void = { _ in }
     ) async throws -> ISCSITarget {
         var configuration = ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: Peer.name)
+        // The peers of these tests do not log out.
+        configuration.times.logout = .milliseconds(50)
         adjust(&configuration)
         return try await ISCSITarget.start(
             device: device, configuration: configuration, logger: Logger(label: "test"))

@@ -17,6 +17,7 @@ struct Peer {
     var executing: [(tag: UInt32, task: SCSITask)] = []
     var resets: [(tag: UInt32, scope: ResetScope)] = []
     var closed: String?
+    var hasEndedAll = false
     var cmdSN: UInt32 = 100
     /// Bytes that were sent but are not yet reported as written.
     var unwritten: [(bytes: Int, cost: Int)] = []
@@ -49,6 +50,7 @@ struct Peer {
                 perform(connection.established(nexus, tsih: 7))
             case .execute(let tag, let task): executing.append((tag, task))
             case .reset(let tag, let scope): resets.append((tag, scope))
+            case .endAllSessions: hasEndedAll = true
             case .close(let why): closed = why
             }
         }

@@ -25,7 +25,7 @@ import Testing
             if endsAtOnce { precondition(BlockingThread.start { [self] in end() }) }
         }
         func end() { registry.leave(key, self) }
-        func abortTasks(_ scope: ResetScope, done: @escaping @Sendable () -> Void) { done() }
+        func abortTasks(on units: [LogicalUnitNumber], done: @escaping @Sendable () -> Void) { done() }
     }
 
     private static let key = SessionRegistry.Key(initiatorName: "iqn.x", isid: 1)

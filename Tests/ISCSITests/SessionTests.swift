@@ -262,6 +262,7 @@ import Testing
         peer.send(clear)
         #expect(peer.executing.map(\.tag) == [1, 2])
         #expect(peer.executing.map(\.task.isAborted) == [true, false])
+        peer.perform(peer.connection.resetDone(10))
         peer.complete(1, .good)
         peer.complete(2, .good)
         #expect(peer.take().map(\.opcode) == [Opcode.taskManagementResponse, Opcode.scsiResponse])
@@ -288,7 +289,7 @@ import Testing
         peer.send(peer.command(1, Self.tur))
         peer.send(peer.command(2, Self.tur, write: 4096))
         peer.received = []
-        peer.perform(peer.connection.abortTasks(.target))
+        peer.perform(peer.connection.abortTasks(on: [LogicalUnitNumber(rawValue: 0)]))
         #expect(peer.take().map { $0[byte: 3] } == [SCSIStatus.taskAborted.rawValue])
         peer.complete(1, .good)
         #expect(peer.take().map { $0[byte: 3] } == [SCSIStatus.taskAborted.rawValue])
