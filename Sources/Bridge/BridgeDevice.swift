@@ -21,6 +21,7 @@ public final class BridgeDevice: SCSITargetDevice {
     let clock: DeviceClock
     let running = Monitor(0)
     let reservations = Reservations()
+    let tokens: TokenStore
     private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
 
     /// Opens the files and devices of `units`: read-only ones without a lock, so that a volume can be read
@@ -56,6 +57,7 @@ public final class BridgeDevice: SCSITargetDevice {
         self.mover = mover
         self.logger = logger
         self.clock = clock
+        tokens = TokenStore(clock: clock)
         var seen: [[UInt8]: Int] = [:]
         for unit in units {
             if let other = seen.updateValue(unit.number, forKey: unit.naa.designator) {
@@ -138,6 +140,7 @@ public final class BridgeDevice: SCSITargetDevice {
         // of other units write here, too.
         reservations.reset(unit: unit.number)
         unit.resetMode()
+        tokens.revoke(unit: unit)
         for state in nexuses.withLock({ Array($0.values) }) {
             state.discardResults(of: unit)
             state.raise(.busDeviceReset, unit)
@@ -222,7 +225,7 @@ public final class BridgeDevice: SCSITargetDevice {
             return try extendedCopy(.lid1, task, parameterListLength: length, unit, state)
         case .receiveCopyResults(let action, let identifier, let length):
             return .data(try copyResults(action, identifier, unit, state), allocationLength: length)
-        case .token: throw CheckCondition(.invalidFieldInCDB(byte: 1, bit: 4))
+        case .token(let command): return try execute(command, task, unit, state)
         case .inquiry, .reportLUNs, .requestSense:
             preconditionFailure("answered before a unit was looked for")
         }

@@ -50,7 +50,8 @@ extension BridgeDevice {
         case .status(let identifier, let length):
             guard let record = state.find(identifier) else { throw .cdb(2) }
             return .data(
-                record.report(descriptorFormat: unit.mode.descriptorSense).encoded(), allocationLength: length
+                report(of: record, descriptorFormat: unit.mode.descriptorSense).encoded(),
+                allocationLength: length
             )
         }
     }

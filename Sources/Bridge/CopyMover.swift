@@ -120,6 +120,9 @@ struct EngineMover: CopyMover {
         _ engine: CopyEngine, _ plan: CopyPlan, _ range: Range<Int>, _ control: CopyControl
     ) throws(MoveFailure) {
         let pieces = plan.pieces[range]
+        // The engine writes to files, not through stores that would tell.
+        for piece in pieces { piece.target.watch.changing(piece.targetRange) }
+        defer { for piece in pieces { piece.target.watch.changing(piece.targetRange) } }
         let progress = CopyProgress()
         control.record.follow(progress, segments: pieces.map(\.segment))
         defer { control.record.settle() }
@@ -210,7 +213,8 @@ struct SerialPiece: ~Copyable {
         var done: UInt64 = 0
         while done < piece.count {
             if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: piece.segment) }
-            let count = min(UInt64(buffer.count), piece.count - done)
+            let most = piece.source == nil ? BridgeLimits.writeSameStep : UInt64(buffer.count)
+            let count = min(most, piece.count - done)
             let offset = backwards ? piece.count - done - count : done
             do throws(MoveFailure) { try step(piece, offset, Int(count)) } catch {
                 throw MoveFailure(
@@ -222,23 +226,30 @@ struct SerialPiece: ~Copyable {
     }
 
     private func step(_ piece: CopyPiece, _ offset: UInt64, _ count: Int) throws(MoveFailure) {
-        let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
         let written = ByteRange(offset: piece.targetOffset + offset, count: UInt64(count))
-        if let source = piece.source {
+        guard let source = piece.source else { return try zero(piece, written) }
+        let part = UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])
+        do {
             let range = ByteRange(offset: piece.sourceOffset + offset, count: UInt64(count))
             source.ranges.lock(range, exclusive: false)
             defer { source.ranges.unlock(range, exclusive: false) }
-            do throws(StoreError) { try source.store.read(at: piece.sourceOffset + offset, into: part) } catch
-            {
+            do throws(StoreError) { try source.store.read(at: range.offset, into: part) } catch {
                 throw MoveFailure(reason: .store(error, .read), segment: piece.segment)
             }
-        } else {
-            part.initializeMemory(as: UInt8.self, repeating: 0)
         }
         piece.target.ranges.lock(written, exclusive: false)
         defer { piece.target.ranges.unlock(written, exclusive: false) }
         do throws(StoreError) {
             try piece.target.store.write(UnsafeRawBufferPointer(part), at: written.offset, durable: false)
+        } catch { throw MoveFailure(reason: .store(error, .write), segment: piece.segment) }
+    }
+
+    /// Zeros, which are read from nowhere.
+    private func zero(_ piece: CopyPiece, _ range: ByteRange) throws(MoveFailure) {
+        piece.target.ranges.lock(range, exclusive: false)
+        defer { piece.target.ranges.unlock(range, exclusive: false) }
+        do throws(StoreError) {
+            try piece.target.store.writeZeroes(range, options: piece.target.zeroOptions)
         } catch { throw MoveFailure(reason: .store(error, .write), segment: piece.segment) }
     }
 }

@@ -21,7 +21,8 @@ struct CopyWork: Sendable {
     var plan: CopyPlan
     /// Done after the last byte is moved, while the operation still counts as running.
     /// - Returns: how it ended, one of the statuses that say that it completed.
-    var whenMoved: @Sendable (CopyRecord) -> CopyOperationStatus = { _ in .completed }
+    /// - Throws: why it failed after all.
+    var whenMoved: @Sendable (CopyRecord) throws(CheckCondition) -> CopyOperationStatus = { _ in .completed }
 }
 
 /// What becomes of a third-party copy operation between its command and its results, the same for all commands that
@@ -118,13 +119,17 @@ extension BridgeDevice {
             if let sense { throw CheckCondition(sense) }
             return SCSIOutcome(status: .taskAborted, dataOutUsed: used)
         }
-        do throws(CheckCondition) { try settle(work.plan) } catch {
+        let status: CopyOperationStatus
+        do throws(CheckCondition) {
+            try settle(work.plan)
+            status = try work.whenMoved(record)
+        } catch {
             record.fail(error.sense)
             operation.log(CopyAudit.describe(error.sense), logger)
             throw error
         }
         record.processed(segments: work.plan.segmentCount)
-        record.finish(work.whenMoved(record))
+        record.finish(status)
         operation.log("done", logger)
         return SCSIOutcome(status: .good, dataOutUsed: used)
     }

@@ -28,6 +28,21 @@ public enum BridgeLimits {
     public static let heldResults = 1024
     /// Milliseconds after which it is worth asking again for the status of a running operation.
     static let statusUpdateMilliseconds: UInt32 = 500
+    /// ROD tokens that live at once, and those of one initiator, whatever its sessions; one more is refused,
+    /// INSUFFICIENT RESOURCES TO CREATE ROD TOKEN.
+    public static let tokens = 1024
+    public static let tokensOfInitiator = 256
+    /// ROD tokens that have ended and whose bearers are still told why.
+    static let endedTokens = 1024
+    /// Block device range descriptors of one POPULATE TOKEN or WRITE USING TOKEN.
+    public static let tokenRanges = 1024
+    /// Bytes that one ROD token represents, and that one WRITE USING TOKEN writes.
+    public static let tokenBytes: UInt64 = 1 << 40
+    /// The amount with which one WRITE USING TOKEN ends soon enough for initiators that wait for it.
+    static let tokenBestBytes: UInt64 = 64 << 20
+    /// Seconds without use after which a ROD token ends: what can be asked for, and what is given without.
+    public static let tokenSeconds: ClosedRange<UInt32> = 1...3600
+    public static let tokenDefaultSeconds: UInt32 = 300
     /// Bytes of one data-in or data-out of READ and WRITE.
     public static let transferBytes = min(SCSITargetLimits.dataInBytes, SCSITargetLimits.dataOutBytes)
     /// Buffers of 1 MiB that are divided by the number of copies when another begins (one each at least; those that

@@ -19,6 +19,10 @@ final class LogicalUnit: Sendable {
     /// Keeps commands that read and write in one go apart from all others, copies included. Units over the same
     /// storage have the same. Who holds some of it exclusively waits for no other unit's.
     let ranges: RangeLock
+    /// Told by the store of what is written through it; what writes to the file tells it, too.
+    let watch = ChangeWatch()
+    /// Nobody but this device changes its bytes, so that a change of them can be known.
+    let keepsInstants: Bool
     /// All blocks, so its size is a multiple of the block size.
     let store: any BlockStore
     /// What lies below, for the copy engine; nil in tests.
@@ -56,7 +60,9 @@ final class LogicalUnit: Sendable {
         isReadOnly = unit.readOnly
         self.blockSize = unit.blockSize
         let padded = size.roundedUp(to: blockSize)
-        self.store = padded == size ? store : PaddedStore(store, size: padded)
+        let whole = padded == size ? store : PaddedStore(store, size: padded)
+        self.store = unit.readOnly ? whole : WatchedStore(whole, watch)
+        keepsInstants = !unit.readOnly && unit.isLocked
         blockCount = padded / blockSize
         isThin =
             !unit.readOnly && (unit.isThin ?? store.capabilities.isSuperset(of: [.trims, .knowsAllocation]))

@@ -53,6 +53,10 @@ enum OperationTable {
     /// A list identifier of 32 bits, and a length.
     private static let longIdentifier: [UInt8] = [0] + [UInt8](repeating: 0xFF, count: 4) + [0, 0, 0, 0]
 
+    /// A list identifier in bytes 6 to 9, a parameter list length behind it.
+    private static let token: [UInt8] =
+        [0, 0, 0, 0, 0] + [UInt8](repeating: 0xFF, count: 8) + [0, 0]
+
     static let all: [Operation] = primary + blocks + otherBlocks + reservations
 
     private static let primary: [Operation] = [
@@ -75,6 +79,12 @@ enum OperationTable {
         Operation(
             .extendedCopy, ServiceAction.copyOperationAbort, .write,
             longIdentifier + [0, 0, 0, 0, 0, 0]),
+        Operation(.extendedCopy, ServiceAction.populateToken, .read, token),
+        Operation(.extendedCopy, ServiceAction.writeUsingToken, .write, token),
+        Operation(
+            .receiveCopyResults, CopyResultsServiceAction.tokenInformation.rawValue, .write,
+            longIdentifier + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
+        Operation(.receiveCopyResults, CopyResultsServiceAction.allTokens.rawValue, .write, thirdParty(0)),
         Operation(
             .receiveCopyResults, CopyResultsServiceAction.copyStatusLID4.rawValue, .write,
             longIdentifier + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),

@@ -374,7 +374,7 @@ private struct Fixture {
 
     @Test func otherResultsAreRefused() throws {
         let bench = try Fixture().bench
-        for action in UInt8(0)...31 where ![0, 3, 4, 5].contains(action) {
+        for action in UInt8(0)...31 where ![0, 3, 4, 5, 7, 8].contains(action) {
             #expect(bench.results(CopyResultsServiceAction(rawValue: action), 1).refused(cdbByte: 1))
         }
         #expect(bench.results(.failedSegmentDetails, 1).refused(cdbByte: 2))
@@ -423,7 +423,8 @@ final class LogLines: LogHandler, Sendable {
     var logger: Logger { Logger(label: "test") { _ in self } }
 
     func log(event: LogEvent) {
-        let line = (event.metadata ?? [:]).mapValues { "\($0)" }
+        var line = (event.metadata ?? [:]).mapValues { "\($0)" }
+        line["message"] = "\(event.message)"
         lines.withLock { $0.append(line) }
     }
 

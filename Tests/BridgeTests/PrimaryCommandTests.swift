@@ -34,7 +34,7 @@ import Testing
         let pages = Array(list[4...])
         #expect(pages == [0x00, 0x80, 0x83, 0x86, 0x87, 0x8F, 0xB0, 0xB1, 0xB2])
         for page in UInt8.min...UInt8.max {
-            let outcome = bench.send(.inquiry(page: page, allocationLength: 512), 3)
+            let outcome = bench.send(.inquiry(page: page, allocationLength: 4096), 3)
             #expect(outcome.isGood == pages.contains(page))
             if outcome.isGood {
                 #expect(outcome.dataIn[1] == page)

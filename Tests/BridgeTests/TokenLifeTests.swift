@@ -1,0 +1,379 @@
+import Blocks
+import SCSI
+import TestSupport
+import Testing
+
+@testable import Bridge
+
+/// Whose a token is, for how long it is good, and what ends it.
+@Suite struct TokenLifeTests {
+    // MARK: The secret
+
+    @Test func onlyTheVeryToken() throws {
+        let bench = try TokenBench()
+        let token = try bench.token(0, [(0, 8)])
+        for offset in [16, 63, 100, 128, 140, 171, 172, 511] {
+            var other = token
+            other[offset] ^= 1
+            #expect(bench.write(other, 1, [(0, 8)]).refusedToken(.tokenCorrupt))
+        }
+        for (offset, code): (Int, AdditionalSenseCode) in [
+            (3, .unsupportedTokenType), (7, .invalidTokenLength), (8, .tokenUnknown), (15, .tokenUnknown),
+        ] {
+            var other = token
+            other[offset] ^= 1
+            let refused = bench.write(other, 1, [(0, 8)])
+            // One bit turns a type into another that is made, too; then it is the token that does not fit.
+            #expect(refused.refusedToken(code) || refused.refusedToken(.tokenCorrupt))
+        }
+        #expect(
+            bench.write([UInt8](repeating: 0, count: 512), 1, [(0, 8)]).refusedToken(.unsupportedTokenType))
+        #expect(bench.write(token, 1, [(0, 8)]).isGood)
+    }
+
+    @Test func noTwoAreAlike() throws {
+        let bench = try TokenBench()
+        let tokens = try (0..<64).map { _ in try bench.token(0, [(0, 8)]) }
+        #expect(Set(tokens.map { Array($0[8..<16]) }).count == 64)
+        // The 256 bits behind the target device descriptor, of which each is as often 0 as 1.
+        let secrets = tokens.map { Array($0[140..<172]) }
+        #expect(Set(secrets).count == 64)
+        for bit in 0..<256 {
+            let ones = secrets.count { $0[bit / 8] >> UInt8(bit % 8) & 1 == 1 }
+            #expect((5...59).contains(ones))
+        }
+        #expect(TokenStore.secretBytes == 32)
+    }
+
+    @Test func aDeviceThatStartsAnewKnowsNone() throws {
+        let token = try TokenBench().token(0, [(0, 8)])
+        #expect(try TokenBench().write(token, 1, [(0, 8)]).refusedToken(.tokenUnknown))
+    }
+
+    @Test func equality() {
+        #expect(TokenStore.areEqual([1, 2, 3], [1, 2, 3]) && TokenStore.areEqual([], []))
+        for other: [UInt8] in [[1, 2], [1, 2, 4], [0, 2, 3], [1, 2, 3, 0], []] {
+            #expect(!TokenStore.areEqual([1, 2, 3], other))
+        }
+    }
+
+    // MARK: Who may use it
+
+    @Test func another() throws {
+        let bench = try TokenBench()
+        // Of a unit that both see: another session may use it, from its own units to its own units.
+        let shared = try bench.token(0, [(0, 8)])
+        #expect(bench.write(shared, 3, [(0, 8)], on: bench.beta).isGood)
+        #expect(
+            bench.write(shared, 2, [(0, 8)], on: bench.beta).failed(.illegalRequest, .logicalUnitNotSupported)
+        )
+        // Of a unit that the other does not see: for that one there is no such token, dead or alive.
+        let own = try bench.token(2, [(0, 8)])
+        #expect(bench.write(own, 3, [(0, 8)], on: bench.beta).refusedToken(.tokenUnknown))
+        #expect(bench.write(own, 1, [(0, 8)], on: bench.beta).refusedToken(.tokenUnknown))
+        #expect(bench.write(own, 1, [(0, 8)], delete: true).isGood)
+        #expect(bench.write(own, 1, [(0, 8)], on: bench.beta).refusedToken(.tokenUnknown))
+        #expect(bench.write(own, 1, [(0, 8)]).refusedToken(.tokenDeleted))
+    }
+
+    @Test func resultsAreTheSessionsOwn() throws {
+        let bench = try TokenBench()
+        _ = try bench.token(0, [(0, 8)])
+        let other = bench.bench.send(
+            .token(.information(listIdentifier: 7, allocationLength: 1024)), on: bench.beta)
+        #expect(other.refused(cdbByte: 2))
+        #expect(try bench.information().token != nil)
+    }
+
+    @Test func whatIsReported() throws {
+        let bench = try TokenBench()
+        func all(_ nexus: Nexus) throws -> Set<[UInt8]> {
+            let outcome = bench.bench.send(.token(.reportAll(allocationLength: 1 << 20)), on: nexus)
+            return Set(try AllRODTokens.decode(outcome.dataIn))
+        }
+        let shared = try bench.token(0, [(0, 8)])
+        let own = try bench.token(2, [(0, 8)])
+        let heads = [shared, own].map { Array($0.prefix(96)) }
+        #expect(try all(bench.alpha) == Set(heads))
+        #expect(try all(bench.beta) == [heads[0]])
+        // What is reported is not enough to use it.
+        let forged = heads[0] + [UInt8](repeating: 0, count: 416)
+        #expect(bench.write(forged, 1, [(0, 8)]).refusedToken(.tokenCorrupt))
+        #expect(bench.write(shared, 1, [(0, 8)], delete: true).isGood)
+        #expect(try all(bench.alpha) == [heads[1]])
+    }
+
+    // MARK: How long
+
+    @Test func inactivity() throws {
+        let bench = try TokenBench()
+        let short = try bench.token(0, [(0, 8)], timeout: 10)
+        let long = try bench.token(0, [(0, 8)])
+        bench.pass(seconds: 9)
+        #expect(bench.write(short, 1, [(0, 8)]).isGood)
+        // Each use begins the time anew.
+        bench.pass(seconds: 9)
+        #expect(bench.write(short, 1, [(0, 8)]).isGood)
+        bench.pass(seconds: 10)
+        #expect(bench.write(short, 1, [(0, 8)]).refusedToken(.tokenExpired))
+        #expect(bench.write(long, 1, [(0, 8)]).isGood)
+        bench.pass(seconds: UInt64(BridgeLimits.tokenDefaultSeconds) - 1)
+        #expect(bench.write(long, 1, [(0, 8)]).isGood)
+        bench.pass(seconds: UInt64(BridgeLimits.tokenDefaultSeconds))
+        #expect(bench.write(long, 1, [(0, 8)]).refusedToken(.tokenExpired))
+        // The most that is told, and one more.
+        var list = PopulateTokenList(TokenBench.ranges([(0, 1)]))
+        list.inactivityTimeout = BridgeLimits.tokenSeconds.upperBound
+        #expect(bench.populate(0, list).isGood)
+        list.inactivityTimeout += 1
+        #expect(bench.populate(0, list).refused(listByte: 4))
+    }
+
+    @Test func noneExpiresInUse() throws {
+        let held = FaultyStore(size: 64 << 10)
+        var stores: [any BlockStore] = (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }
+        stores[0] = held
+        let bench = try TokenBench(stores)
+        let token = try bench.token(0, [(0, 8)], timeout: 10)
+        held.hold()
+        let running = Running(bench.bench.device, bench.writeTask(token, 1, [(0, 8)]))
+        held.awaitHeld()
+        bench.pass(seconds: 100)
+        #expect(bench.write(RODToken.blockDeviceZero, 2, [(0, 8)], identifier: 9).isGood)
+        held.release()
+        #expect(running.end().isGood)
+        bench.pass(seconds: 9)
+        #expect(bench.write(token, 1, [(0, 8)]).isGood)
+        bench.pass(seconds: 10)
+        #expect(bench.write(token, 1, [(0, 8)]).refusedToken(.tokenExpired))
+    }
+
+    @Test func deletion() throws {
+        let bench = try TokenBench()
+        let token = try bench.token(0, [(0, 8)])
+        // A command that did not succeed deletes nothing.
+        #expect(!bench.write(token, 1, [(0, 9)], delete: true).isGood)
+        #expect(bench.write(token, 1, [(0, 4)]).isGood)
+        #expect(bench.write(token, 1, [(0, 4)], delete: true).isGood)
+        #expect(bench.write(token, 1, [(0, 4)]).refusedToken(.tokenDeleted))
+    }
+
+    @Test func bounds() throws {
+        let bench = try TokenBench()
+        let list = PopulateTokenList(TokenBench.ranges([(0, 1)]))
+        for _ in 0..<BridgeLimits.tokensOfInitiator { #expect(bench.populate(0, list).isGood) }
+        let full = bench.populate(0, list)
+        #expect(full.failed(.illegalRequest, .insufficientResourcesToCreateRODToken))
+        // Another session of the same initiator is no other initiator; the other one has its own.
+        let again = Nexus(
+            initiatorName: TokenBench.alpha.uppercased(), sessionIdentifier: 9, authenticatedName: nil)
+        bench.bench.device.openNexus(again)
+        _ = bench.bench.send(.testUnitReady, on: again)
+        #expect(
+            bench.populate(0, list, on: again).failed(
+                .illegalRequest, .insufficientResourcesToCreateRODToken))
+        #expect(bench.populate(0, list, on: bench.beta).isGood)
+        // Expired ones make room.
+        bench.pass(seconds: UInt64(BridgeLimits.tokenDefaultSeconds))
+        #expect(bench.populate(0, list).isGood)
+    }
+
+    @Test func boundOfAll() throws {
+        let bench = try TokenBench()
+        let list = PopulateTokenList(TokenBench.ranges([(0, 1)]))
+        for number in 0..<BridgeLimits.tokens {
+            let name = "iqn.2026-01.net.example:\(number / BridgeLimits.tokensOfInitiator)"
+            let nexus = Nexus(
+                initiatorName: name, sessionIdentifier: UInt64(100 + number), authenticatedName: nil)
+            bench.bench.device.openNexus(nexus)
+            _ = bench.bench.send(.testUnitReady, on: nexus)
+            #expect(bench.populate(0, list, on: nexus).isGood)
+            // A token outlives the session that made it.
+            bench.bench.device.closeNexus(nexus)
+        }
+        #expect(
+            bench.populate(0, list).failed(.illegalRequest, .insufficientResourcesToCreateRODToken))
+    }
+
+    // MARK: What ends it
+
+    @Test func reset() throws {
+        let bench = try TokenBench()
+        let zero = try bench.token(0, [(0, 8)], type: .accessUponReference)
+        let one = try bench.token(1, [(0, 8)])
+        bench.bench.device.resetLogicalUnit(LogicalUnitNumber(0)!, from: bench.alpha)
+        for unit in 0..<7 { _ = bench.bench.send(.testUnitReady, unit, on: bench.alpha) }
+        #expect(bench.write(zero, 1, [(50, 8)]).refusedToken(.tokenRevoked))
+        #expect(bench.write(one, 0, [(50, 8)]).isGood)
+    }
+
+    /// Every command that changes represented blocks ends a token of an instant, and none that changes others.
+    @Test func changes() throws {
+        let bench = try TokenBench()
+        let block = [UInt8](repeating: 0x5A, count: 512)
+        let old = try bench.bench.device.units[0].store.bytes(at: 20 * 512, count: 512)
+        func transfer(_ lba: UInt64) -> BlockTransfer {
+            BlockTransfer(.sixteen, lba: LBA(lba), count: BlockCount(1))
+        }
+        func xcopy(_ lba: UInt64) -> [UInt8] {
+            CopyParameterList(
+                listIdentifier: 1, cscds: [bench.bench.cscd(0), bench.bench.cscd(1)],
+                segments: [
+                    SegmentDescriptor(
+                        source: 1, sourceLBA: LBA(0), destination: 0, destinationLBA: LBA(lba),
+                        amount: .blocks(1, ofDestination: false))
+                ]
+            ).encoded()
+        }
+        func zeros(_ lba: UInt64) -> [UInt8] {
+            WriteUsingTokenList(
+                token: RODToken.blockDeviceZero, TokenBench.ranges([(lba, 1)])
+            ).encoded()
+        }
+        let commands: [(String, (UInt64) -> (Command, [UInt8]))] = [
+            ("WRITE", { (.write(transfer($0)), block) }),
+            ("WRITE SAME", { (.writeSame16(WriteSame(lba: LBA($0), count: BlockCount(1))), block) }),
+            (
+                "WRITE SAME of zeros",
+                { (.writeSame16(WriteSame(lba: LBA($0), count: BlockCount(1), noDataOut: true)), []) }
+            ),
+            (
+                "UNMAP",
+                {
+                    let list = UnmapList([.init(lba: LBA($0), count: BlockCount(1))]).encoded()
+                    return (.block(.unmap(anchor: false, parameterListLength: list.count)), list)
+                }
+            ),
+            ("ORWRITE", { (.block(.orWrite(transfer($0))), block) }),
+            (
+                "EXTENDED COPY",
+                { (.extendedCopy(parameterListLength: xcopy($0).count), xcopy($0)) }
+            ),
+            (
+                "WRITE USING TOKEN",
+                {
+                    let list = zeros($0)
+                    return (.token(.write(listIdentifier: 99, parameterListLength: list.count)), list)
+                }
+            ),
+        ]
+        for (name, command) in commands {
+            let token = try bench.token(0, [(20, 1), (30, 2)])
+            let other = try bench.token(0, [(40, 1)])
+            for lba: UInt64 in [19, 21, 29, 32] {
+                let (command, data) = command(lba)
+                #expect(bench.bench.send(command, data: data, on: bench.alpha).isGood, "\(name)")
+            }
+            #expect(bench.write(token, 1, [(0, 3)]).isGood, "\(name) elsewhere")
+            let (command, data) = command(31)
+            #expect(bench.bench.send(command, data: data, on: bench.alpha).isGood, "\(name)")
+            #expect(bench.write(token, 1, [(0, 1)]).refusedToken(.tokenRevoked), "\(name)")
+            #expect(bench.write(other, 1, [(0, 1)]).isGood, "\(name)")
+        }
+        // A comparison that fails changes nothing, one that holds does.
+        let token = try bench.token(0, [(20, 1)])
+        func compare(_ bytes: [UInt8]) -> SCSIOutcome {
+            bench.bench.send(.block(.compareAndWrite(transfer(20))), data: bytes + block, on: bench.alpha)
+        }
+        #expect(!compare(block).isGood)
+        #expect(bench.write(token, 1, [(0, 1)]).isGood)
+        #expect(compare(old).isGood)
+        #expect(bench.write(token, 1, [(0, 1)]).refusedToken(.tokenRevoked))
+    }
+
+    @Test func accessUponReferenceSeesWhatIsThere() throws {
+        let bench = try TokenBench()
+        // Asked for, of a read-only unit over the bytes of another, and of one that is not locked.
+        let tokens = [
+            try bench.token(0, [(3, 1)], type: .accessUponReference), try bench.token(4, [(3, 1)]),
+            try bench.token(5, [(3, 1)]),
+        ]
+        #expect(
+            try tokens.map { try RODToken(decoding: $0).type } == [
+                .accessUponReference, .accessUponReference, .accessUponReference,
+            ])
+        #expect(try RODToken(decoding: bench.token(0, [(9, 1)])).type == .pointInTimeChangeVulnerable)
+        for unit in [0, 5] { #expect(bench.overwrite(unit, 3).isGood) }
+        for token in tokens {
+            #expect(bench.write(token, 1, [(8, 1)]).isGood)
+            #expect(
+                try bench.bench.device.units[1].store.bytes(at: 8 * 512, count: 512)
+                    == [UInt8](repeating: 0x5A, count: 512))
+        }
+    }
+
+    /// What changes while a WRITE USING TOKEN runs makes it fail, whatever of it was written.
+    @Test func aChangeMeanwhile() throws {
+        let held = FaultyStore(size: 64 << 10)
+        var stores: [any BlockStore] = (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }
+        stores[1] = held
+        let bench = try TokenBench(stores)
+        let token = try bench.token(0, [(0, 8)])
+        held.hold()
+        let running = Running(bench.bench.device, bench.writeTask(token, 1, [(0, 8)]))
+        held.awaitHeld()
+        #expect(bench.overwrite(0, 7).isGood)
+        held.release()
+        #expect(running.end().refusedToken(.tokenRevoked))
+        #expect(try bench.information(8, 1).report.status == .failed)
+    }
+
+    /// A write that was under way when the token was made ends it when it is done.
+    @Test func aChangeThatWasUnderWay() throws {
+        let held = FaultyStore(size: 64 << 10)
+        var stores: [any BlockStore] = (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }
+        stores[0] = held
+        let bench = try TokenBench(stores)
+        held.hold()
+        let write = bench.bench.task(
+            Command.write(BlockTransfer(.sixteen, lba: LBA(5), count: BlockCount(1))).encoded(),
+            data: [UInt8](repeating: 1, count: 512), on: bench.alpha)
+        let running = Running(bench.bench.device, write)
+        held.awaitHeld()
+        let token = try bench.token(0, [(0, 8)])
+        held.release()
+        #expect(running.end().isGood)
+        #expect(bench.write(token, 1, [(0, 8)]).refusedToken(.tokenRevoked))
+    }
+
+    @Test func ontoItself() throws {
+        let bench = try TokenBench()
+        let token = try bench.token(0, [(0, 8)])
+        #expect(bench.write(token, 0, [(20, 1), (7, 1)]).refused(listByte: 552))
+        #expect(bench.write(token, 0, [(20, 8)]).isGood)
+        // Of what is there when it is read, order is kept as EXTENDED COPY keeps it.
+        let now = try bench.token(0, [(0, 8)], type: .accessUponReference)
+        let before = try bench.bench.device.units[0].store.bytes(at: 0, count: 4096)
+        #expect(bench.write(now, 0, [(1, 8)]).isGood)
+        #expect(try bench.bench.device.units[0].store.bytes(at: 512, count: 4096) == before)
+    }
+
+    // MARK: Reservations
+
+    @Test func reservationsOfOthers() throws {
+        let bench = try TokenBench()
+        let token = try bench.token(0, [(0, 8)])
+        func reserve(_ unit: Int, _ type: ReservationType) {
+            let steps: [(PersistentReserveOut, ReservationParameters)] = [
+                (PersistentReserveOut(.register), ReservationParameters(key: 0, serviceActionKey: 5)),
+                (PersistentReserveOut(.reserve, type: type), ReservationParameters(key: 5)),
+            ]
+            for (fields, parameters) in steps {
+                let outcome = bench.bench.send(
+                    .reservation(.persistentOut(fields)), unit, data: parameters.encoded(), on: bench.beta)
+                #expect(outcome.isGood)
+            }
+        }
+        // Exclusive access to the source: neither made nor read.
+        reserve(0, .exclusiveAccess)
+        #expect(
+            bench.populate(0, PopulateTokenList(TokenBench.ranges([(0, 1)]))).status == .reservationConflict)
+        #expect(bench.write(token, 1, [(0, 8)]).status == .reservationConflict)
+        // Write exclusive at the destination: not written; at a source: read all the same.
+        let other = try bench.token(2, [(0, 8)])
+        reserve(1, .writeExclusive)
+        #expect(bench.write(other, 1, [(0, 8)]).status == .reservationConflict)
+        #expect(bench.populate(1, PopulateTokenList(TokenBench.ranges([(0, 1)]))).isGood)
+        #expect(bench.write(token, 1, [(0, 8)], on: bench.beta).isGood)
+    }
+}
