@@ -136,8 +136,12 @@ extension BridgeDevice {
 
     private static func sense(_ failure: MoveFailure, _ plan: CopyPlan) -> SenseData {
         // Not from the bytes written in all: those of later segments may be among them.
-        let whole = plan.pieces.reduce(UInt64(0)) { $0 + ($1.segment == failure.segment ? $1.count : 0) }
-        return SenseTable.sense(copy: failure.segment, failure.reason, residue: whole - failure.written)
+        let pieces = plan.pieces.filter { $0.segment == failure.segment }
+        let residue = pieces.reduce(0) { $0 + $1.count } - failure.written
+        let block = UInt64(pieces.first?.target.blockSize ?? 1)
+        return SenseTable.sense(
+            copy: failure.segment, failure.reason,
+            residue: failure.written > 0 ? residue.roundedUp(to: block) / block : nil)
     }
 
     private func takeSlot(_ state: NexusState) -> Bool {

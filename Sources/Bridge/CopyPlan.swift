@@ -101,10 +101,14 @@ struct CopyDevice: Sendable {
     }
 }
 
-/// Data of earlier segments that go in front of the next (CAT, PAD; SPC-4 table 113): where they lie, less than
-/// a block of them. They are read when they are written.
+/// Data of earlier segments that go in front of the next (SPC-2 table 30, which SPC-3 and SPC-4 keep): where they
+/// lie. They are read when they are written.
 struct CopyResidue {
+    /// Residual destination data, which did not fill a block, and behind them residual source data, which were read
+    /// because blocks are read whole.
     var extents: [(unit: LogicalUnit, range: ByteRange)] = []
+    /// Bytes of residual destination data.
+    var destinationCount: UInt64 = 0
 
     var count: UInt64 { extents.reduce(0) { $0 + $1.range.count } }
 
@@ -128,6 +132,63 @@ struct CopyResidue {
         }
         precondition(rest == 0, "a residue shorter than what was taken")
         return taken
+    }
+}
+
+/// What a segment reads, writes and leaves over, in bytes; the residue of earlier ones is used first.
+struct SegmentAmounts {
+    /// From the source, whole blocks except for a byte range.
+    var read: UInt64
+    var write: UInt64
+    /// Less than a block of the destination, or what an earlier segment left and this has no use for.
+    var destinationResidue: UInt64
+    /// Read, and not processed.
+    var sourceResidue: UInt64
+    /// Whether a last block may be filled up with zeros.
+    var mayPad = false
+
+    /// 02h: `count` source blocks are processed, and as many blocks written as that fills.
+    static func processing(
+        _ count: UInt64, of block: UInt64, to targetBlock: UInt64, _ residue: CopyResidue
+    ) -> Self {
+        let processed = count * block
+        let old = residue.count - residue.destinationCount
+        let read = (processed - min(processed, old)).roundedUp(to: block)
+        let data = residue.destinationCount + processed
+        return Self(
+            read: read, write: data.roundedDown(to: targetBlock), destinationResidue: data % targetBlock,
+            sourceResidue: old + read - processed, mayPad: true)
+    }
+
+    /// 02h with DC: `count` destination blocks are written, and as many blocks read as that needs.
+    static func writing(
+        _ count: UInt64, of targetBlock: UInt64, from block: UInt64, _ residue: CopyResidue
+    ) -> Self {
+        let write = count * targetBlock
+        let wanted = write - min(write, residue.destinationCount)
+        let old = residue.count - residue.destinationCount
+        let read = (wanted - min(wanted, old)).roundedUp(to: block)
+        return Self(
+            read: read, write: write,
+            destinationResidue: residue.destinationCount - min(residue.destinationCount, write),
+            sourceResidue: old + read - wanted)
+    }
+
+    /// 0Ah: `count` bytes are processed and written.
+    static func range(_ count: UInt64, _ residue: CopyResidue) -> Self {
+        let old = residue.count - residue.destinationCount
+        return Self(
+            read: count - min(count, old), write: count, destinationResidue: residue.destinationCount,
+            sourceResidue: old - min(count, old))
+    }
+}
+
+extension SegmentDescriptor.Amount {
+    fileprivate var isZero: Bool {
+        switch self {
+        case .blocks(let count, _): count == 0
+        case .bytes(let count, _, _): count == 0
+        }
     }
 }
 
@@ -170,34 +231,15 @@ struct SegmentPlanner {
     func pieces(with residue: inout CopyResidue) throws(CheckCondition) -> [CopyPiece] {
         let (source, sourcePad) = try source()
         let (target, targetPad) = try destination()
-        let sourceBlock = UInt64(source.blockSize)
-        let targetBlock = UInt64(target.blockSize)
-        var data = residue
-        var padding: UInt64 = 0
-        let write: UInt64
-        var targetSkip: UInt64 = 0
+        let (sourceBlock, targetBlock) = (UInt64(source.blockSize), UInt64(target.blockSize))
+        var (sourceSkip, targetSkip): (UInt64, UInt64) = (0, 0)
+        let amounts: SegmentAmounts
         switch descriptor.amount {
-        case .blocks(0, _):
-            // Nothing is processed, and nothing of an earlier residue either.
-            _ = try sourceRange(source, skip: 0, count: 0)
-            _ = try targetRange(target, skip: 0, count: 0)
-            return []
-        case .blocks(let count, ofDestination: false):
-            data.append(source, try sourceRange(source, skip: 0, count: UInt64(count) * sourceBlock))
-            let rest = data.count % targetBlock
-            write = data.count - rest
-            if rest > 0, !descriptor.concatenate {
-                if !sourcePad, !targetPad { throw aborted(.unexpectedInexactSegment) }
-                if targetPad { padding = targetBlock - rest }
-            }
-        case .blocks(let count, ofDestination: true):
-            write = UInt64(count) * targetBlock
-            let missing = write > data.count ? write - data.count : 0
-            let read = (missing + sourceBlock - 1) / sourceBlock * sourceBlock
-            data.append(source, try sourceRange(source, skip: 0, count: read))
-            if data.count > write, !descriptor.concatenate, !sourcePad, !targetPad {
-                throw aborted(.unexpectedInexactSegment)
-            }
+        case .blocks(let count, let ofDestination):
+            amounts =
+                ofDestination
+                ? .writing(UInt64(count), of: targetBlock, from: sourceBlock, residue)
+                : .processing(UInt64(count), of: sourceBlock, to: targetBlock, residue)
         case .bytes(let count, let sourceOffset, let targetOffset):
             guard UInt64(sourceOffset) < sourceBlock else {
                 throw aborted(.invalidFieldInParameterList, field: 28)
@@ -205,27 +247,42 @@ struct SegmentPlanner {
             guard UInt64(targetOffset) < targetBlock else {
                 throw aborted(.invalidFieldInParameterList, field: 30)
             }
-            targetSkip = UInt64(targetOffset)
-            let range = try sourceRange(source, skip: UInt64(sourceOffset), count: UInt64(count))
-            if count == 0 {
-                _ = try targetRange(target, skip: targetSkip, count: 0)
-                return []
-            }
-            data.append(source, range)
-            write = data.count
+            (sourceSkip, targetSkip) = (UInt64(sourceOffset), UInt64(targetOffset))
+            amounts = .range(UInt64(count), residue)
         }
-        let range = try targetRange(
-            target, skip: targetSkip, count: padding > 0 ? data.count + padding : write)
-        let used = data.take(padding > 0 ? data.count : write)
-        residue = keepsResidue(sourcePad, targetPad) ? data : CopyResidue()
-        return place(used, padding, target, range.offset)
+        let read = try sourceRange(source, skip: sourceSkip, count: amounts.read)
+        // Nothing is processed, and nothing of an earlier residue either.
+        if descriptor.amount.isZero {
+            _ = try targetRange(target, skip: targetSkip, count: 0)
+            return []
+        }
+        let fate = try fate(of: amounts, sourcePad, targetPad)
+        let padding = fate.isPadded ? targetBlock - amounts.destinationResidue : 0
+        let used = amounts.write + (fate.isPadded ? amounts.destinationResidue : 0)
+        let range = try targetRange(target, skip: targetSkip, count: used + padding)
+        var data = residue
+        data.append(source, read)
+        let written = data.take(used)
+        data.destinationCount = fate.isPadded ? 0 : amounts.destinationResidue
+        residue = fate.isKept ? data : CopyResidue()
+        return place(written, padding, target, range.offset)
     }
 
-    /// What SPC-4 table 113 says of data that are left over.
-    private func keepsResidue(_ sourcePad: Bool, _ targetPad: Bool) -> Bool {
-        if descriptor.concatenate { return true }
-        // The destination's residue was padded by now; what is left is the source's.
-        return !sourcePad && targetPad
+    /// What becomes of data that are left over (SPC-2 table 30 and its note).
+    private func fate(
+        of amounts: SegmentAmounts, _ sourcePad: Bool, _ targetPad: Bool
+    ) throws(CheckCondition) -> (isPadded: Bool, isKept: Bool) {
+        if descriptor.concatenate { return (false, true) }
+        let hasDestination = amounts.destinationResidue > 0
+        if targetPad {
+            // Where it is said how much is written, nothing may be added to that.
+            if hasDestination, !amounts.mayPad { throw aborted(.unexpectedInexactSegment) }
+            return (hasDestination, !sourcePad)
+        }
+        if !sourcePad, hasDestination || amounts.sourceResidue > 0 {
+            throw aborted(.unexpectedInexactSegment)
+        }
+        return (false, false)
     }
 
     private func place(

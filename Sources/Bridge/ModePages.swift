@@ -118,7 +118,7 @@ extension BridgeDevice {
             do throws(StoreError) { try unit.store.flush() } catch {
                 throw CheckCondition(
                     SenseTable.sense(
-                        copy: max(plan.segmentCount - 1, 0), .store(error, .write), residue: plan.totalBytes))
+                        copy: max(plan.segmentCount - 1, 0), .store(error, .write), residue: nil))
             }
         }
     }

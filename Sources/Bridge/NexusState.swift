@@ -135,7 +135,7 @@ final class NexusState: Sendable {
         }
     }
 
-    /// Held results end with a reset of the unit that they were asked of (SPC-3 §6.18.2).
+    /// Held results end with a reset of the unit that they were asked of.
     func discardResults(of unit: LogicalUnit) {
         state.withLock { state in
             state.copies = state.copies.filter { $0.value.isRunning || $0.value.unit != unit.number }

@@ -2,7 +2,8 @@ import Blocks
 import SCSI
 
 /// Every operation that the device knows: what REPORT SUPPORTED OPERATION CODES tells, and what a reservation
-/// of somebody else does to it (SPC-4 tables 66 and 67, SBC-3 table 13).
+/// of somebody else does to it (the tables of commands that are allowed in the presence of reservations in SPC-2 to SPC-4
+/// and SBC).
 struct Operation: Sendable {
     /// Who may do it while somebody else holds a reservation.
     enum Access: Sendable {
@@ -65,8 +66,8 @@ enum OperationTable {
         Operation(.inquiry, .all, [0x01, 0xFF, 0xFF, 0xFF, 0]),
         Operation(.modeSelect6, .write, [0x11, 0, 0, 0xFF, 0]),
         Operation(.modeSelect10, .write, [0x11, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
-        Operation(.modeSense6, .write, [0x08, 0xFF, 0xFF, 0xFF, 0]),
-        Operation(.modeSense10, .write, [0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0]),
+        Operation(.modeSense6, .read, [0x08, 0xFF, 0xFF, 0xFF, 0]),
+        Operation(.modeSense10, .read, [0x18, 0xFF, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0]),
         Operation(.reportLUNs, .all, [0, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(
             .maintenanceIn, ServiceAction.reportSupportedOperationCodes, .read,
@@ -86,14 +87,14 @@ enum OperationTable {
             longIdentifier + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(.receiveCopyResults, CopyResultsServiceAction.allTokens.rawValue, .write, thirdParty(0)),
         Operation(
-            .receiveCopyResults, CopyResultsServiceAction.copyStatusLID4.rawValue, .write,
+            .receiveCopyResults, CopyResultsServiceAction.copyStatusLID4.rawValue, .all,
             longIdentifier + [0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(
-            .receiveCopyResults, CopyResultsServiceAction.copyStatus.rawValue, .write, thirdParty(0xFF)),
+            .receiveCopyResults, CopyResultsServiceAction.copyStatus.rawValue, .all, thirdParty(0xFF)),
         Operation(
-            .receiveCopyResults, CopyResultsServiceAction.operatingParameters.rawValue, .write, thirdParty(0)),
+            .receiveCopyResults, CopyResultsServiceAction.operatingParameters.rawValue, .all, thirdParty(0)),
         Operation(
-            .receiveCopyResults, CopyResultsServiceAction.failedSegmentDetails.rawValue, .write,
+            .receiveCopyResults, CopyResultsServiceAction.failedSegmentDetails.rawValue, .all,
             thirdParty(0xFF)),
     ]
 
@@ -131,7 +132,7 @@ enum OperationTable {
             [0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0, 0, 0xFF, 0, 0]),
         Operation(.orWrite16, .write, wide(0xF8)),
         Operation(.serviceActionIn16, ServiceAction.getLBAStatus, .read, wide(0)),
-        Operation(.startStopUnit, .all, [0, 0, 0, 0xF3, 0]),
+        Operation(.startStopUnit, .write, [0, 0, 0, 0xF3, 0]),
         Operation(.preventAllowMediumRemoval, .write, [0, 0, 0, 0x03, 0]),
     ]
 
@@ -156,7 +157,13 @@ enum OperationTable {
     /// What a reservation does to a command. One that is not in the table is taken for a write.
     static func access(of cdb: [UInt8]) -> Operation.Access {
         guard cdb.count > 1 else { return .write }
-        let found = operations(of: OperationCode(rawValue: cdb[0]))
+        let code = OperationCode(rawValue: cdb[0])
+        // Harmless in one direction only: to start, with no power condition, and to allow removal.
+        if code == .startStopUnit || code == .preventAllowMediumRemoval, cdb.count > 4 {
+            let isHarmless = code == .startStopUnit ? cdb[4] & 0xF1 == 0x01 : cdb[4] & 0x03 == 0
+            return isHarmless ? .all : .write
+        }
+        let found = operations(of: code)
         return (found.first { $0.serviceAction.map { $0 == cdb[1] & 0x1F } ?? true })?.access ?? .write
     }
 

@@ -146,10 +146,11 @@ extension BridgeDevice {
     func isExcluded(_ task: SCSITask, _ unit: LogicalUnit) -> Bool {
         let access = OperationTable.access(of: task.cdb)
         if reservations.excludes(task.nexus, access, at: unit.number) { return true }
-        let isCapacity = task.cdb.first.map {
-            $0 == OperationCode.readCapacity10.rawValue || $0 == OperationCode.serviceActionIn16.rawValue
-        }
-        return access == .all && isCapacity != true
+        let admitted: [OperationCode] = [
+            .readCapacity10, .serviceActionIn16, .startStopUnit, .preventAllowMediumRemoval,
+        ]
+        let isAdmitted = admitted.contains { $0.rawValue == task.cdb.first }
+        return access == .all && !isAdmitted
             && reservations.isReservedByOther(task.nexus, at: unit.number)
     }
 

@@ -25,8 +25,8 @@ enum SenseTable {
     }
 
     /// Segment `segment` of a copy failed while it ran.
-    /// - Parameter residue: bytes of the segment that were not written.
-    static func sense(copy segment: Int, _ failure: MoveFailure.Reason, residue: UInt64) -> SenseData {
+    /// - Parameter residue: destination blocks of the segment that were not written; nil when none was.
+    static func sense(copy segment: Int, _ failure: MoveFailure.Reason, residue: UInt64?) -> SenseData {
         let code: AdditionalSenseCode =
             switch failure {
             case .store(let error, .write) where error.code == .noSpace: .spaceAllocationFailedWriteProtect

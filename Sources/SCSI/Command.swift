@@ -121,7 +121,7 @@ public enum Command: Hashable, Sendable {
     case reservation(ReservationCommand)
     case capabilityReport(CapabilityReport)
     case token(TokenCommand)
-    /// EXTENDED COPY (LID1), SPC-4 §6.4.
+    /// EXTENDED COPY (LID1).
     case extendedCopy(parameterListLength: Int)
     /// RECEIVE COPY RESULTS; the list identifier counts for LID1's service actions only.
     case receiveCopyResults(

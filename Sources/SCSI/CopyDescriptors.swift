@@ -1,6 +1,6 @@
 import Blocks
 
-/// An identification CSCD descriptor (E4h; SPC-4 §6.4.5.2): a copy source or destination named by one of its
+/// An identification CSCD descriptor (E4h): a copy source or destination named by one of its
 /// designators. 32 bytes.
 public struct CSCDDescriptor: Hashable, Sendable {
     /// DESCRIPTOR TYPE CODE of an identification CSCD descriptor.
@@ -16,7 +16,7 @@ public struct CSCDDescriptor: Hashable, Sendable {
     public var relativeInitiatorPort: UInt16 = 0
     /// At most ``SCSILimits/cscdDesignatorBytes`` bytes of designator.
     public var designation: DesignationDescriptor
-    /// PAD: bytes that fill up a partial block are written or dropped (SPC-4 §6.4.6.2).
+    /// PAD: bytes that fill up a partial block are written or dropped (SPC-2 table 30).
     public var pad = false
     /// DISK BLOCK LENGTH, bytes, 24 bits. 0 is foreign: the device server compares with the unit's.
     public var diskBlockLength: UInt32
@@ -72,9 +72,9 @@ public struct CSCDDescriptor: Hashable, Sendable {
 public struct SegmentDescriptor: Hashable, Sendable {
     /// DESCRIPTOR TYPE CODE.
     public enum TypeCode {
-        /// Whole blocks (SPC-4 §6.4.6.4).
+        /// Whole blocks (SPC-2 §7.2.7.5).
         public static let blockToBlock: UInt8 = 0x02
-        /// Bytes from byte offsets within blocks (SPC-4 §6.4.6.12).
+        /// Bytes from byte offsets within blocks.
         public static let blockToBlockWithOffset: UInt8 = 0x0A
     }
 
@@ -94,7 +94,7 @@ public struct SegmentDescriptor: Hashable, Sendable {
     public var sourceLBA: LBA
     public var destinationLBA: LBA
     public var amount: Amount
-    /// CAT: a residue of this segment goes in front of the next (SPC-4 table 113).
+    /// CAT: a residue of this segment goes in front of the next (SPC-2 table 30).
     public var concatenate = false
     /// The index that stands for no device (FFFFh).
     public static let nullIndex: UInt16 = 0xFFFF

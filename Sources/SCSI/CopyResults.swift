@@ -1,6 +1,6 @@
 import Blocks
 
-/// RECEIVE COPY STATUS (LID1) parameter data (SPC-4 §6.24; SPC-3 §6.18.2). 12 bytes.
+/// RECEIVE COPY STATUS (LID1) parameter data (SPC-3 and before: COPY STATUS). 12 bytes.
 public struct CopyStatus: Hashable, Sendable {
     /// COPY MANAGER STATUS, 7 bits.
     public struct State: RawRepresentable, Hashable, Sendable {
@@ -61,7 +61,7 @@ public struct CopyStatus: Hashable, Sendable {
     }
 }
 
-/// RECEIVE COPY OPERATING PARAMETERS parameter data (SPC-4 §6.23; SPC-3 §6.18.4).
+/// RECEIVE COPY OPERATING PARAMETERS parameter data (SPC-3 and before: OPERATING PARAMETERS).
 public struct CopyOperatingParameters: Hashable, Sendable {
     /// SNLID: LIST ID USAGE 11b is supported.
     public var supportsNoListIdentifier = false
@@ -135,7 +135,7 @@ public struct CopyOperatingParameters: Hashable, Sendable {
     }
 }
 
-/// RECEIVE COPY FAILURE DETAILS (LID1) parameter data (SPC-4 §6.22; SPC-3 §6.18.5).
+/// RECEIVE COPY FAILURE DETAILS (LID1) parameter data (SPC-3 and before: FAILED SEGMENT DETAILS).
 public struct FailedSegmentDetails: Hashable, Sendable {
     /// The status with which the EXTENDED COPY ended, as its raw byte.
     public var status: UInt8

@@ -47,7 +47,7 @@ public struct OperationCode: RawRepresentable, Hashable, Sendable {
 
 /// Service actions of THIRD-PARTY COPY OUT, SERVICE ACTION IN (16) and so on.
 public enum ServiceAction {
-    /// EXTENDED COPY (LID1), under 83h (SPC-4 §6.4).
+    /// EXTENDED COPY (LID1), under 83h.
     public static let extendedCopyLID1: UInt8 = 0x00
     /// EXTENDED COPY (LID4), under 83h.
     public static let extendedCopyLID4: UInt8 = 0x01
@@ -61,7 +61,7 @@ public enum ServiceAction {
     public static let reportSupportedTaskManagementFunctions: UInt8 = 0x0D
 }
 
-/// Which results RECEIVE COPY RESULTS (84h) asks for (SPC-4 §6.21, §6.22 … SPC-3 table 160).
+/// Which results RECEIVE COPY RESULTS (84h) asks for.
 public struct CopyResultsServiceAction: RawRepresentable, Hashable, Sendable {
     public let rawValue: UInt8
     public init(rawValue: UInt8) { self.rawValue = rawValue & 0x1F }

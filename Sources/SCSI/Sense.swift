@@ -170,8 +170,9 @@ public struct SenseData: Hashable, Sendable {
     public static let invalidOperationCode = SenseData(.illegalRequest, .invalidOperationCode)
 
     /// COPY ABORTED while segment number `segment` was processed: the number stands in the third and fourth
-    /// byte of the four-byte COMMAND-SPECIFIC INFORMATION (SPC-3 §6.3.3).
-    /// - Parameter information: the residue, where the standard asks for one.
+    /// byte of the four-byte COMMAND-SPECIFIC INFORMATION (SPC-2 §7.2.3). The first two are 0: there is no area with
+    /// sense data of the source's or of the destination's, because the copy manager sends them no commands.
+    /// - Parameter information: the residue in destination blocks, where some of the segment was written.
     public static func copyAborted(
         _ code: AdditionalSenseCode, segment: UInt16, pointer: SenseKeySpecific? = nil,
         information: UInt64? = nil

@@ -99,7 +99,7 @@ private struct Fixture {
         #expect(try fixture.stores[0].all == model)
     }
 
-    /// SPC-4 table 113: what becomes of a residue.
+    /// SPC-2 table 30: what becomes of a residue.
     @Test func inexactSegments() throws {
         // 9 blocks of 512 to a unit of 4096: one block and a residue of 512 bytes.
         let segment = blocks(9, from: (0, 0), to: (1, 0))
@@ -394,13 +394,24 @@ private struct Fixture {
         let outcome = bench.copy(list)
         let sense = try #require(outcome.senseData)
         #expect(sense.key == .copyAborted && sense.code == .thirdPartyDeviceFailure)
-        #expect(sense.commandSpecificInformation == 1 && sense.information == 8 * 512)
+        #expect(sense.commandSpecificInformation == 1 && sense.information == nil)
         let status = try CopyStatus(decoding: bench.results(.copyStatus, 9).dataIn)
         #expect(status.state == .failed && status.segmentsProcessed == 1)
         #expect(status.bytes == 4 * 512)
         let details = try FailedSegmentDetails.decode(bench.results(.failedSegmentDetails, 9).dataIn)
         #expect(details?.status == 2 && details?.sense == outcome.sense)
         #expect(bench.results(.failedSegmentDetails, 9).refused(cdbByte: 2), "held once")
+    }
+
+    /// The residue of a segment that was begun, in blocks of the destination.
+    @Test func failureTellsTheResidueInBlocks() throws {
+        let held = try HeldCopy(steps: 3)
+        held.source.fail(at: UInt64(HeldCopy.step), .io)
+        var list = held.list(1)
+        list.segments = [bytes(UInt32(2 * HeldCopy.step + 100), from: (0, 0, 0), to: (1, 1, 7))]
+        let sense = try #require(held.bench.copy(list).senseData)
+        #expect(sense.commandSpecificInformation ?? 0 == 0)
+        #expect(sense.information == UInt64(HeldCopy.step / 512 + 1))
     }
 
     @Test func auditTellsWhoFromToAndHowMuch() throws {

@@ -116,6 +116,44 @@ import Testing
         }
     }
 
+    /// Commands that are like a write in one form only, like a read, or like neither.
+    @Test func whatOtherCommandsAreToAReservation() throws {
+        let ports = try Ports()
+        ports.register(0)
+        let stranger = ports.nexuses[2]
+        let always: [Command] = [
+            .block(.startStop(start: true, loadOrEject: false, powerCondition: 0)),
+            .block(.preventAllow(prevent: 0)),
+            .receiveCopyResults(.operatingParameters, listIdentifier: 0, allocationLength: 64),
+        ]
+        let like: (reads: [Command], writes: [Command]) = (
+            [.modeSense(ModeSense(.six, page: 0x3F, allocationLength: 255))],
+            [
+                .block(.startStop(start: false, loadOrEject: false, powerCondition: 0)),
+                .block(.preventAllow(prevent: 1)), .copy(.abort(listIdentifier: 1)),
+                .extendedCopy(parameterListLength: 0), .copy(.extendedCopy(parameterListLength: 0)),
+            ]
+        )
+        for type in [ReservationType.writeExclusive, .exclusiveAccess] {
+            #expect(ports.out(0, .reserve, key: 1, type: type).isGood)
+            for command in always { #expect(ports.bench.send(command, on: stranger).isGood, "\(command)") }
+            for command in like.reads {
+                let status: SCSIStatus = type == .writeExclusive ? .good : .reservationConflict
+                #expect(ports.bench.send(command, on: stranger).status == status, "\(command)")
+            }
+            for command in like.writes {
+                #expect(ports.bench.send(command, on: stranger).status == .reservationConflict, "\(command)")
+            }
+            #expect(ports.out(0, .release, key: 1, type: type).isGood)
+        }
+        #expect(ports.out(0, .register, key: 1).isGood)
+        #expect(ports.bench.send(.reservation(.reserve6)).isGood)
+        #expect(
+            ports.bench.send(always[0], on: stranger).isGood
+                && ports.bench.send(always[1], on: stranger).isGood)
+        #expect(ports.bench.send(like.reads[0], on: stranger).status == .reservationConflict)
+    }
+
     @Test func releaseAndClearTellTheOthers() throws {
         let ports = try Ports()
         ports.register(0, 1)
