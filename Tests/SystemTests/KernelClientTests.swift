@@ -31,7 +31,7 @@ import Testing
         let scripts =
             URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .deletingLastPathComponent().deletingLastPathComponent().path + "/scripts"
-        let machine = try runProgram(scripts + "/vm", [host.socket, guest], seconds: 300)
+        let machine = try runProgram(scripts + "/vm", ["--nbd", host.socket, guest], seconds: 300)
         #expect(machine.isSuccess, "\(machine)")
         #expect(machine.output.contains("ALL-EQUAL"))
         #expect(host.stop() == .exit(0), "\(host.process.errors)")
