@@ -106,6 +106,17 @@ let package = Package(
     swiftLanguageModes: [.v6]
 )
 
+// The fuzzer's build (scripts/fuzz) has one program more, and no tests.
+if ProcessInfo.processInfo.environment["OUTBOARD_FUZZ"] != nil {
+    package.targets.removeAll { $0.isTest || $0.name == "outboard" }
+    package.products.removeAll()
+    package.targets.append(
+        .executableTarget(
+            name: "fuzz", dependencies: ["ISCSI", "Bridge", "SCSI", "Blocks", "TestSupport", log],
+            path: "Tests/Fuzz", exclude: ["record-seeds", "seeds"],
+            swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
+}
+
 // The sanitizers' builds (scripts/test) need the modules where threads meet, and nothing else.
 if ProcessInfo.processInfo.environment["OUTBOARD_SANITIZE"] != nil {
     let kept: Set = [
