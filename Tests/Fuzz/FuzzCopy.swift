@@ -6,7 +6,7 @@ import TestSupport
 
 /// A parameter list for EXTENDED COPY. A designator whose first byte is FEh is replaced by that of the unit that its
 /// second byte names, so that inputs reach units at all. Before it, one byte: bits 0 and 1, the unit that the command
-/// goes to; bit 2, by which nexus.
+/// goes to; bit 2, by which nexus; bit 3, that it is EXTENDED COPY (LID4).
 ///
 /// What must hold besides what holds for any command (``fuzzCommands(_:)``): a copy that ended with GOOD, of segments
 /// that fill whole blocks, moved exactly what a byte after byte reading of its segments moves; any other moved nothing
@@ -17,17 +17,22 @@ func fuzzCopy(_ input: [UInt8]) {
     let fuzzed = FuzzedDevice()
     fillWithPattern(fuzzed)
     let before = FuzzedDevice.contents(fuzzed)
-    let list = withDesignators(input.all(), fuzzed)
-    let command = Command.extendedCopy(parameterListLength: list.count)
+    let form: CopyParameterList.Form = how & 8 == 0 ? .lid1 : .lid4
+    let list = withDesignators(input.all(), form, fuzzed)
+    let command: Command =
+        form == .lid1
+        ? .extendedCopy(parameterListLength: list.count)
+        : .copy(.extendedCopy(parameterListLength: list.count))
     let outcome = fuzzed.execute(
         command.encoded(), list, unit: Int(how & 1), nexus: fuzzed.nexuses[Int(how >> 2 & 1)])
     check(outcome)
+    let decoded = try? CopyParameterList(form, decoding: list, limits: BridgeLimits.copyList)
+    // The loss of its nexus ends one that goes on in the background.
+    if decoded?.isImmediate == true { for nexus in fuzzed.nexuses { fuzzed.device.closeNexus(nexus) } }
     let after = FuzzedDevice.contents(fuzzed)
     if outcome.status == .good, !list.isEmpty {
-        guard let decoded = try? CopyParameterList(decoding: list, limits: BridgeLimits.copyList) else {
-            preconditionFailure("GOOD for a list that cannot be read")
-        }
-        if let expected = CopyModel(decoded, fuzzed)?.applied(to: before) {
+        guard let decoded else { preconditionFailure("GOOD for a list that cannot be read") }
+        if !decoded.isImmediate, let expected = CopyModel(decoded, fuzzed)?.applied(to: before) {
             precondition(expected == after, "the copy moved something else than its segments say")
         }
     } else if SenseData(decoding: outcome.sense)?.key == .illegalRequest {
@@ -64,11 +69,14 @@ private func fillWithPattern(_ fuzzed: FuzzedDevice) {
     }
 }
 
-private func withDesignators(_ bytes: [UInt8], _ fuzzed: FuzzedDevice) -> [UInt8] {
+private func withDesignators(
+    _ bytes: [UInt8], _ form: CopyParameterList.Form, _ fuzzed: FuzzedDevice
+) -> [UInt8] {
     var list = bytes
-    let length = bytes.count >= 4 ? Int(bytes.bigEndian(at: 2, as: UInt16.self)) : 0
-    var offset = CopyParameterList.headerLength
-    while offset + CSCDDescriptor.length <= min(list.count, CopyParameterList.headerLength + length) {
+    guard bytes.count >= form.headerLength else { return list }
+    let length = Int(bytes.bigEndian(at: form == .lid1 ? 2 : 42, as: UInt16.self))
+    var offset = form.headerLength
+    while offset + CSCDDescriptor.length <= min(list.count, form.headerLength + length) {
         if list[offset + 8] == 0xFE {
             let unit = fuzzed.device.units[Int(list[offset + 9]) % fuzzed.device.units.count]
             var descriptor = CSCDDescriptor(designation: unit.naa, diskBlockLength: unit.blockSize).encoded()
