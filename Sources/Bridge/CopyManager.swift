@@ -45,10 +45,10 @@ extension BridgeDevice {
             return try extendedCopy(.lid4, task, parameterListLength: length, unit, state)
         case .abort(let identifier):
             // Nothing of the operation runs when this is answered.
-            guard state.find(identifier)?.terminate() == true else { throw .cdb(2) }
+            guard state.find(identifier, at: unit)?.terminate() == true else { throw .cdb(2) }
             return .good
         case .status(let identifier, let length):
-            guard let record = state.find(identifier) else { throw .cdb(2) }
+            guard let record = state.find(identifier, at: unit) else { throw .cdb(2) }
             return .data(
                 report(of: record, descriptorFormat: unit.mode.descriptorSense).encoded(),
                 allocationLength: length
@@ -61,11 +61,13 @@ extension BridgeDevice {
     ) throws(CheckCondition) -> [UInt8] {
         switch action {
         case .copyStatus:
-            guard let status = state.takeStatus(identifier) else { throw .cdb(2) }
+            guard let status = state.takeStatus(identifier, at: unit) else { throw .cdb(2) }
             return status.encoded()
         case .failedSegmentDetails:
             let format = unit.mode.descriptorSense
-            guard let details = state.takeFailure(identifier, descriptorFormat: format) else { throw .cdb(2) }
+            guard let details = state.takeFailure(identifier, at: unit, descriptorFormat: format) else {
+                throw .cdb(2)
+            }
             return details
         case .operatingParameters: return Self.operatingParameters.encoded()
         default: throw .cdb(1, bit: 4)

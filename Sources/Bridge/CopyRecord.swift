@@ -9,7 +9,8 @@ final class CopyRecord: Sendable {
     let unit: Int
     /// Of the THIRD-PARTY COPY OUT command that began it.
     let serviceAction: UInt8
-    /// Those of LID1, which have 8 bits, and those of LID4 are of one space. Nil: nobody can ask for it.
+    /// Of the unit and the nexus. Those of LID1, which have 8 bits, and those of LID4 are of one space. Nil: nobody can
+    /// ask for it.
     let listIdentifier: UInt32?
     /// Its command has been answered, or will be, before it ends (IMMED).
     let isBackground: Bool

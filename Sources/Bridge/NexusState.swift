@@ -2,6 +2,13 @@ import Blocks
 import SCSI
 import Synchronization
 
+/// What names an operation within its nexus: the copy manager is the device server of the unit that was asked, so each
+/// unit has identifiers of its own.
+private struct CopyKey: Hashable {
+    var unit: Int
+    var identifier: UInt32
+}
+
 /// What the device remembers for one I_T nexus: unit attentions and copy operations.
 final class NexusState: Sendable {
     let nexus: Nexus
@@ -9,8 +16,8 @@ final class NexusState: Sendable {
     private struct State {
         /// By unit number, the oldest first.
         var attentions: [Int: [AdditionalSenseCode]] = [:]
-        /// By list identifier: operations that run, and those whose results are held.
-        var copies: [UInt32: CopyRecord] = [:]
+        /// Operations that run, and those whose results are held.
+        var copies: [CopyKey: CopyRecord] = [:]
         /// Operations that run, with or without an identifier.
         var running = 0
         /// Those of them that run on threads of the device's own.
@@ -79,24 +86,25 @@ final class NexusState: Sendable {
     /// - Throws: OPERATION IN PROGRESS when an operation of that identifier runs.
     func register(_ record: CopyRecord) throws(CheckCondition) {
         guard let identifier = record.listIdentifier else { return }
+        let key = CopyKey(unit: record.unit, identifier: identifier)
         try state.withLock { state throws(CheckCondition) in
-            if state.copies[identifier]?.isRunning == true {
+            if state.copies[key]?.isRunning == true {
                 throw CheckCondition(SenseTable.operationInProgress)
             }
-            state.copies[identifier] = record
+            state.copies[key] = record
             if state.copies.count > BridgeLimits.heldResults { Self.discardOne(&state) }
         }
     }
 
-    /// The operation of that identifier, if it runs or its results are still held.
-    func find(_ listIdentifier: UInt32) -> CopyRecord? {
-        state.withLock { state in Self.find(listIdentifier, &state) }
+    /// The operation that was asked of `unit` under that identifier, if it runs or its results are still held.
+    func find(_ listIdentifier: UInt32, at unit: LogicalUnit) -> CopyRecord? {
+        state.withLock { Self.find(CopyKey(unit: unit.number, identifier: listIdentifier), &$0) }
     }
 
-    private static func find(_ listIdentifier: UInt32, _ state: inout State) -> CopyRecord? {
-        guard let record = state.copies[listIdentifier] else { return nil }
+    private static func find(_ key: CopyKey, _ state: inout State) -> CopyRecord? {
+        guard let record = state.copies[key] else { return nil }
         if record.isExpired {
-            state.copies[listIdentifier] = nil
+            state.copies[key] = nil
             return nil
         }
         return record
@@ -106,31 +114,35 @@ final class NexusState: Sendable {
     private static func discardOne(_ state: inout State) {
         let ended = state.copies.filter { $0.value.endTime != nil }
         let expired = ended.filter { $0.value.isExpired }
-        for (identifier, _) in expired { state.copies[identifier] = nil }
+        for (key, _) in expired { state.copies[key] = nil }
         if !expired.isEmpty { return }
         let first = ended.min { ($0.value.endTime ?? 0) < ($1.value.endTime ?? 0) }
         if let first { state.copies[first.key] = nil }
     }
 
     /// The status of a copy for RECEIVE COPY STATUS (LID1). That of an ended EXTENDED COPY (LID1) is told once.
-    func takeStatus(_ listIdentifier: UInt8) -> CopyStatus? {
-        state.withLock { state in
-            guard let record = Self.find(UInt32(listIdentifier), &state) else { return nil }
+    func takeStatus(_ listIdentifier: UInt8, at unit: LogicalUnit) -> CopyStatus? {
+        let key = CopyKey(unit: unit.number, identifier: UInt32(listIdentifier))
+        return state.withLock { state in
+            guard let record = Self.find(key, &state) else { return nil }
             let status = record.takeStatus()
-            if record.isSpent { state.copies[UInt32(listIdentifier)] = nil }
+            if record.isSpent { state.copies[key] = nil }
             return status
         }
     }
 
     /// The failure of a copy, told once; ``FailedSegmentDetails/nothingHeld`` where there is none. Nil for an
     /// identifier that is not known.
-    func takeFailure(_ listIdentifier: UInt8, descriptorFormat: Bool) -> [UInt8]? {
-        state.withLock { state in
-            guard let record = Self.find(UInt32(listIdentifier), &state) else { return nil }
+    func takeFailure(
+        _ listIdentifier: UInt8, at unit: LogicalUnit, descriptorFormat: Bool
+    ) -> [UInt8]? {
+        let key = CopyKey(unit: unit.number, identifier: UInt32(listIdentifier))
+        return state.withLock { state in
+            guard let record = Self.find(key, &state) else { return nil }
             guard let failure = record.takeFailure(descriptorFormat: descriptorFormat) else {
                 return FailedSegmentDetails.nothingHeld
             }
-            if record.isSpent { state.copies[UInt32(listIdentifier)] = nil }
+            if record.isSpent { state.copies[key] = nil }
             return failure.encoded()
         }
     }

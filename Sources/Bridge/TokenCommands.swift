@@ -13,7 +13,7 @@ extension BridgeDevice {
         case .write(let identifier, let length):
             return try writeUsingToken(identifier, length, task, unit, state)
         case .information(let identifier, let length):
-            guard let record = state.find(identifier) else { throw .cdb(2) }
+            guard let record = state.find(identifier, at: unit) else { throw .cdb(2) }
             var descriptors = BigEndianWriter()
             if let token = record.rodToken {
                 descriptors.integer(UInt32(2 + token.count))

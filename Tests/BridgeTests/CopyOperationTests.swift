@@ -159,6 +159,20 @@ struct HeldCopy {
         #expect(try held.awaitEnd(5).status == .completed)
     }
 
+    @Test func identifiersAreTheUnitsOwn() throws {
+        let held = try HeldCopy(steps: 2)
+        held.source.hold()
+        #expect(held.bench.copy(held.list(5, immediate: true), 0).isGood)
+        #expect(held.bench.status(5, 1).refused(cdbByte: 2))
+        #expect(held.bench.copy(held.list(5, immediate: true), 1).isGood)
+        #expect(
+            held.bench.copy(held.list(5, immediate: true), 1).failed(.illegalRequest, .operationInProgress))
+        held.source.awaitHeld(2)
+        held.source.release()
+        #expect(try held.awaitEnd(5).status == .completed && held.bench.status(5, 1).isGood)
+        held.bench.device.close()
+    }
+
     @Test func backgroundEndsWithItsNexusAndWithTheDevice() throws {
         let held = try HeldCopy(steps: 50)
         held.source.hold()
@@ -317,7 +331,10 @@ extension HeldCopy {
 
     /// Waits until COPY OPERATION ABORT has named an operation.
     func awaitTerminated(_ identifier: UInt32) {
-        while !bench.device.nexusStates.contains(where: { $0.find(identifier)?.isTerminated == true }) {}
+        let unit = bench.device.units[0]
+        while !bench.device.nexusStates.contains(where: {
+            $0.find(identifier, at: unit)?.isTerminated == true
+        }) {}
     }
 
     /// Waits until the copies at a unit are marked.
