@@ -139,7 +139,8 @@ import Testing
         let running = Running(bench.bench.device, bench.writeTask(token, 1, [(0, 8)]))
         held.awaitHeld()
         bench.pass(seconds: 100)
-        #expect(bench.write(RODToken.blockDeviceZero, 2, [(0, 8)], identifier: 9).isGood)
+        // Another one is made, which sorts out what has ended.
+        _ = try bench.token(1, [(0, 8)])
         held.release()
         #expect(running.end().isGood)
         bench.pass(seconds: 9)
@@ -318,6 +319,24 @@ import Testing
         #expect(try bench.information(8, 1).report.status == .failed)
     }
 
+    /// A write ends a token before its first byte is there to be read.
+    @Test func aChangeThatBegins() throws {
+        let held = FaultyStore(size: 64 << 10)
+        var stores: [any BlockStore] = (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }
+        stores[0] = held
+        let bench = try TokenBench(stores)
+        _ = try bench.token(0, [(0, 8)])
+        held.hold()
+        let write = bench.bench.task(
+            Command.write(BlockTransfer(.sixteen, lba: LBA(5), count: BlockCount(1))).encoded(),
+            data: [UInt8](repeating: 1, count: 512), on: bench.alpha)
+        let running = Running(bench.bench.device, write)
+        held.awaitHeld()
+        #expect(bench.bench.device.tokens.all(of: bench.bench.device.units).isEmpty)
+        held.release()
+        #expect(running.end().isGood)
+    }
+
     /// A write that was under way when the token was made ends it when it is done.
     @Test func aChangeThatWasUnderWay() throws {
         let held = FaultyStore(size: 64 << 10)
@@ -334,6 +353,63 @@ import Testing
         held.release()
         #expect(running.end().isGood)
         #expect(bench.write(token, 1, [(0, 8)]).refusedToken(.tokenRevoked))
+    }
+
+    /// What two uses of one token copied while others wrote is the same, and was there at one instant.
+    @Test(arguments: [1, 2, 3] as [UInt64]) func oneInstantAmongWrites(seed: UInt64) throws {
+        let bench = try TokenBench()
+        let blocks = 6
+        let source = bench.bench.device.units[0].store
+        try source.write([UInt8](repeating: 0, count: blocks * 512), at: 0)
+        var random = SeededGenerator(seed: seed)
+        // Blocks are overwritten one after another, again and again, each time with the next number.
+        var next = 0
+        var (taken, refused) = (0, 0)
+        for _ in 0..<300 {
+            let count = Int(random.next() % 4)
+            let first = next
+            let writer = Monitor(false)
+            let started = BlockingThread.start {
+                for number in first..<first + count {
+                    let transfer = BlockTransfer(
+                        .sixteen, lba: LBA(UInt64(number % blocks)), count: BlockCount(1))
+                    let version = UInt8(truncatingIfNeeded: number / blocks + 1)
+                    let outcome = bench.bench.send(
+                        .write(transfer), data: [UInt8](repeating: version, count: 512), on: bench.beta)
+                    #expect(outcome.isGood)
+                }
+                writer.withLockAndNotify { $0 = true }
+            }
+            precondition(started, "no thread for a test")
+            let token = try bench.token(0, [(0, UInt64(blocks))])
+            var copies: [[UInt8]] = []
+            for _ in 0..<2 {
+                let outcome = bench.write(token, 1, [(0, UInt64(blocks))])
+                if outcome.isGood {
+                    copies.append(try bench.bench.device.units[1].store.bytes(at: 0, count: blocks * 512))
+                } else {
+                    #expect(outcome.refusedToken(.tokenRevoked))
+                    refused += 1
+                }
+            }
+            writer.wait { $0 ? () : nil }
+            next += count
+            for copy in copies {
+                taken += 1
+                let versions = (0..<blocks).map { copy[$0 * 512] }
+                for block in 0..<blocks {
+                    #expect(copy[block * 512..<(block + 1) * 512].allSatisfy { $0 == versions[block] })
+                }
+                // Newer ones first, and at most one step from the newest to the oldest.
+                let steps = zip(versions, versions.dropFirst()).count { $0 != $1 }
+                #expect(steps <= 1 && versions[0] &- versions[blocks - 1] <= 1, "\(versions)")
+            }
+            if copies.count == 2 { #expect(copies[0] == copies[1]) }
+            // Its end is not the next one's business.
+            _ = bench.write(token, 1, [(0, 0)], delete: true)
+        }
+        // Rounds without writes there were for certain.
+        #expect(taken > 0 && taken + refused == 600)
     }
 
     @Test func ontoItself() throws {
