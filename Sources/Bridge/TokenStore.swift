@@ -48,13 +48,11 @@ final class TokenStore: Sendable {
         let initiator = nexus.initiatorName.lowercased()
         guard let random = Self.random(8 + Self.secretBytes) else { throw Self.noResources }
         let identifier = random.withUnsafeBytes { $0.bigEndian(at: 0, as: UInt64.self) }
-        var token = RODToken(
+        let token = RODToken(
             type: type, identifier: identifier,
             creator: CSCDDescriptor(designation: unit.naa, diskBlockLength: unit.blockSize),
-            bytesRepresented: ranges.reduce(0) { $0 + $1.count }, blockLength: unit.blockSize, device: device,
+            bytesRepresented: ranges.reduce(0) { $0 + $1.count }, capacity: unit.capacity, device: device,
             extendedData: Array(random[8...]))
-        token.isProvisioned = unit.isThin
-        token.unmappedReadsZeros = unit.isThin
         let data = RepresentedData(
             token: token, unit: unit, ranges: ranges.filter { !$0.isEmpty }, seconds: seconds,
             initiator: initiator, clock: clock)

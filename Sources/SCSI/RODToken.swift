@@ -37,9 +37,7 @@ public struct RODToken: Hashable, Sendable {
     /// NUMBER OF BYTES REPRESENTED; the field has 128 bits.
     public var bytesRepresented: UInt64
     /// Of the unit that made it; the last address is not part of a token.
-    public var blockLength: UInt32
-    public var isProvisioned = false
-    public var unmappedReadsZeros = false
+    public var capacity: Capacity
     /// Names the target device; at most 20 bytes of designator.
     public var device: DesignationDescriptor
     /// EXTENDED ROD TOKEN DATA: the copy manager's own, behind the target device descriptor; they fill the token up
@@ -48,22 +46,20 @@ public struct RODToken: Hashable, Sendable {
 
     public init(
         type: RODType, identifier: UInt64, creator: CSCDDescriptor, bytesRepresented: UInt64,
-        blockLength: UInt32, device: DesignationDescriptor, extendedData: [UInt8]
+        capacity: Capacity, device: DesignationDescriptor, extendedData: [UInt8]
     ) {
         self.type = type
         self.identifier = identifier
         self.creator = creator
         self.bytesRepresented = bytesRepresented
-        self.blockLength = blockLength
+        self.capacity = capacity
+        self.capacity.lastLBA = LBA(0)
         self.device = device
         self.extendedData = extendedData
     }
 
     /// Traps where the extended data do not fit.
     public func encoded() -> [UInt8] {
-        var capacity = Capacity(lastLBA: LBA(0), blockLength: blockLength)
-        capacity.isProvisioned = isProvisioned
-        capacity.unmappedReadsZeros = unmappedReadsZeros
         var writer = BigEndianWriter(reserving: Self.length)
         writer.integer(type.rawValue)
         writer.zeros(2)
@@ -101,12 +97,11 @@ public struct RODToken: Hashable, Sendable {
             throw MalformedParameterData(what, at: Self.deviceOffset)
         }
         let rest = bytes[(Self.deviceOffset + 4 + device.designator.count)...]
+        let told = [UInt8](repeating: 0, count: 8) + bytes[Self.managementLength..<Self.deviceOffset]
         self.init(
             type: RODType(rawValue: bytes.bigEndian(at: 0)), identifier: bytes.bigEndian(at: 8),
-            creator: creator, bytesRepresented: bytes.bigEndian(at: 56), blockLength: bytes.bigEndian(at: 96),
-            device: device, extendedData: Array(rest))
-        isProvisioned = bytes[102] & 0x80 != 0
-        unmappedReadsZeros = bytes[102] & 0x40 != 0
+            creator: creator, bytesRepresented: bytes.bigEndian(at: 56),
+            capacity: try Capacity(decoding16: told), device: device, extendedData: Array(rest))
     }
 
     /// The well-known token that represents zeros, as many as are asked of it (SBC-3 §4.28.4).

@@ -24,7 +24,7 @@ import Testing
         #expect(told.report.transferCount == 5 && told.report.transferCountUnits == 0xF1)
         #expect(told.report.updateDelay == CopyOperationReport.noMoreUpdates)
         let read = try RODToken(decoding: token)
-        #expect(read.bytesRepresented == 5 * 512 && read.blockLength == 512)
+        #expect(read.bytesRepresented == 5 * 512 && read.capacity.blockLength == 512)
         #expect(read.creator.designation == bench.bench.device.units[0].naa)
 
         #expect(bench.write(token, 1, [(50, 1), (0, 0), (20, 4)]).isGood)

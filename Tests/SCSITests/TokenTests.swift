@@ -11,11 +11,12 @@ import Testing
     private func token(_ extended: [UInt8] = [9, 8, 7]) -> RODToken {
         var device = DesignationDescriptor.naaLocallyAssigned(0xABC)
         device.association = DesignationDescriptor.Association.targetDevice
-        var token = RODToken(
+        var capacity = Capacity(lastLBA: LBA(99), blockLength: 4096)
+        capacity.isProvisioned = true
+        capacity.physicalBlockExponent = 3
+        return RODToken(
             type: .accessUponReference, identifier: 0x1122_3344_5566_7788, creator: creator,
-            bytesRepresented: 1 << 40, blockLength: 4096, device: device, extendedData: extended)
-        token.isProvisioned = true
-        return token
+            bytesRepresented: 1 << 40, capacity: capacity, device: device, extendedData: extended)
     }
 
     @Test func commands() throws {
@@ -51,13 +52,14 @@ import Testing
         #expect(Array(bytes[16..<48]) == creator.encoded())
         #expect(bytes[48..<64] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0])
         #expect(bytes[64..<96].allSatisfy { $0 == 0 })
-        #expect(bytes[96..<104] == [0, 0, 16, 0, 0, 0, 0x80, 0])
+        #expect(bytes[96..<104] == [0, 0, 16, 0, 0, 3, 0x80, 0])
         // A binary NAA designator of the target device.
         #expect(bytes[128..<134] == [0x01, 0x23, 0, 8, 0x30, 0])
         #expect(bytes[140..<143] == [9, 8, 7])
         let read = try RODToken(decoding: bytes)
         #expect(read.encoded() == bytes && read.identifier == 0x1122_3344_5566_7788)
-        #expect(read.isProvisioned && !read.unmappedReadsZeros && read.blockLength == 4096)
+        #expect(read.capacity.isProvisioned && !read.capacity.unmappedReadsZeros)
+        #expect(read.capacity.blockLength == 4096 && read.capacity.physicalBlockExponent == 3)
         #expect(throws: MalformedParameterData.self) { try RODToken(decoding: bytes.dropLast()) }
         for offset in [6, 16, 23, 48] {
             var broken = bytes

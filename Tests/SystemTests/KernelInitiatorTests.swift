@@ -3,7 +3,8 @@ import TestSupport
 import Testing
 
 /// The kernel's own initiator, of Debian's kernel in a virtual machine, and the EXTENDED COPY clients of sg3-utils
-/// and ddpt: login with mutual CHAP and both digests, a file system on a unit, copies from unit to unit.
+/// and ddpt, its offload by tokens included: login with mutual CHAP and both digests, a file system on a unit, copies
+/// from unit to unit.
 @Suite struct KernelInitiatorTests {
     private static let unitBytes: UInt64 = 64 << 20
     private static let initiator = "iqn.2026-01.net.example:guest"
@@ -77,6 +78,13 @@ import Testing
             ddpt --xcopy if=/dev/generic0 of=/dev/generic2 bs=512 skip=$start seek=$start count=32768
         done
         equal 0 2
+        # The whole unit by a token, in which this ddptctl (0.97) puts addresses and numbers a byte too early: its 512
+        # blocks are 131,072.
+        dd if=/dev/zero of=/dev/unit2 bs=1M count=64 2>/dev/null
+        blockdev --flushbufs /dev/unit2
+        ddptctl --pt=0,512 --rtf=/tmp/token /dev/generic0
+        ddptctl --wut=0,512 --rtf=/tmp/token /dev/generic2
+        equal 0 2
         fill 3
         ddpt --xcopy if=/dev/generic3 of=/dev/generic4 bs=4096
         equal 3 4
@@ -130,5 +138,9 @@ import Testing
             #expect(try runProgram("cmp", files).isSuccess)
             #expect(try runProgram("e2fsck", ["-fn", files[1]]).isSuccess)
         }
+        let offload = try #require(
+            log.split(separator: "\n").first { $0.contains("WRITE USING TOKEN (") }, "\(log)")
+        #expect(offload.contains("bytes=\(Self.unitBytes) ") && offload.contains(" from=0 "))
+        #expect(offload.contains(" to=2 ") && offload.contains(" result=done "))
     }
 }
