@@ -167,10 +167,12 @@ extension TargetConnection {
         task.data.append(contentsOf: pdu.data)
         task.nextDataSN &+= 1
         if pdu.isFinal {
-            if isSolicited {
-                guard task.data.count == task.burstEnd else { throw ProtocolViolation("a burst too short") }
-                task.transferTag = reservedTag
+            // Not what was asked for (RFC 7143 §11.4.7.2).
+            if isSolicited, task.data.count != task.burstEnd {
+                refuse(tag, .checkCondition(SenseData(.abortedCommand, .incorrectAmountOfData)))
+                return admitTasks()
             }
+            if isSolicited { task.transferTag = reservedTag }
             task.unsolicited = false
         }
         tasks[tag] = task

@@ -33,7 +33,7 @@ struct SessionTask {
     var transferTag: UInt32 = reservedTag
     /// Where the burst that was asked for ends.
     var burstEnd = 0
-    /// Data came out of sequence: the rest is dropped, and the task fails when its last Data-Out is there.
+    /// Data came damaged or out of sequence: the rest is dropped, and the task fails when its last Data-Out is there.
     var isSpoiled = false
     var r2tSN: UInt32 = 0
     /// The command in the device server's hands.

@@ -135,8 +135,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     /// The peer is being held back.
     private var isReadPaused = false
     private var isInactive = false
-    /// The target shuts down: the session ends when nothing of it is executed any more.
-    private var endsWhenIdle = false
+    /// The target shuts down: the session ends when these are answered. What comes later does not prolong it.
+    private var lastTags: Set<UInt32>?
     /// Who waits for tasks of this session to end, and for which.
     private var waiting: [(tags: Set<UInt32>, done: @Sendable () -> Void)] = []
     /// Who waits for the session to end as a whole.
@@ -374,7 +374,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
                 return list
             }
             perform(batch.flatMap { connection.completed($0.tag, $0.outcome) })
-            if endsWhenIdle { closeIfIdle() }
+            lastTags?.subtract(batch.map(\.tag))
+            closeIfDone()
             guard !waiting.isEmpty else { return }
             for index in waiting.indices { waiting[index].tags.subtract(batch.map(\.tag)) }
             let ended = waiting.filter(\.tags.isEmpty)
@@ -442,14 +443,14 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     func terminateWhenIdle() {
         loop.execute { [self] in
-            endsWhenIdle = true
-            closeIfIdle()
+            lastTags = connection.executing()
+            closeIfDone()
         }
     }
 
-    private func closeIfIdle() {
+    private func closeIfDone() {
         // Behind the answers, which the peer shall have.
-        if !isInactive, !connection.isExecuting { close("shutdown") }
+        if !isInactive, lastTags?.isEmpty == true { close("shutdown") }
     }
 
     func requestLogout() {

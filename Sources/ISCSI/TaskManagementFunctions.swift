@@ -104,14 +104,12 @@ extension TargetConnection {
         }
     }
 
-    /// Whether the device is at a command of this session.
-    var isExecuting: Bool { tasks.values.contains { $0.phase == .executing } }
-
-    /// Tasks in the device server's hands on `units`.
-    func executing(on units: [LogicalUnitNumber]) -> Set<UInt32> {
-        Set(
-            tasks.filter { _, task in task.phase == .executing && units.contains(where: task.lun.means) }
-                .map(\.key))
+    /// Tasks in the device server's hands, on `units` or on all.
+    func executing(on units: [LogicalUnitNumber]? = nil) -> Set<UInt32> {
+        let concerned = tasks.filter { _, task in
+            task.phase == .executing && (units?.contains(where: task.lun.means) ?? true)
+        }
+        return Set(concerned.keys)
     }
 
     /// The device's part of a reset is done, or it has failed with another answer than `complete`.

@@ -77,6 +77,7 @@ public struct AdditionalSenseCode: RawRepresentable, Hashable, Sendable {
     public static let savingParametersNotSupported = AdditionalSenseCode(rawValue: 0x3900)
     public static let reportedLUNsDataHasChanged = AdditionalSenseCode(rawValue: 0x3F0E)
     public static let internalTargetFailure = AdditionalSenseCode(rawValue: 0x4400)
+    public static let incorrectAmountOfData = AdditionalSenseCode(rawValue: 0x0C0D)
     public static let protocolServiceCRCError = AdditionalSenseCode(rawValue: 0x4705)
     public static let dataPhaseError = AdditionalSenseCode(rawValue: 0x4B00)
     public static let overlappedCommandsAttempted = AdditionalSenseCode(rawValue: 0x4E00)

@@ -174,6 +174,31 @@ final class RawSocket {
         #expect(device.state.withLock { $0.closed == 2 && $0.openNexuses.isEmpty })
     }
 
+    /// Nor does it wait for what comes when it has been told to end.
+    @Test func newCommandsDoNotProlongASession() async throws {
+        let device = MemoryDevice()
+        let target = try await Self.start(device)
+        let idle = try RawSocket(port: target.port)
+        try idle.logIn(isid: 1)
+        let busy = try RawSocket(port: target.port)
+        try busy.logIn(isid: 2)
+        var peer = Self.hang(device, busy, count: 1)
+        async let ended: Void = target.shutdown(drainSeconds: 300)
+        #expect(try busy.receive()?.opcode == Opcode.asyncMessage)
+        #expect(try idle.receive()?.opcode == Opcode.asyncMessage)
+        // With its end the time to log out is over.
+        #expect(try idle.receive() == nil)
+        busy.send(peer.command(7, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
+        #expect(device.state.wait(nanoseconds: 120_000_000_000) { $0.hanging == 2 ? true : nil } == true)
+        var abort = peer.request(Opcode.taskManagementRequest, 9, flags: 0x81, immediate: true)
+        abort.targetTransferTag = 0
+        busy.send(abort)
+        #expect(try busy.receive()?.opcode == Opcode.taskManagementResponse)
+        #expect(try busy.receive() == nil)
+        await ended
+        #expect(device.state.withLock { $0.hanging == 0 && $0.openNexuses.isEmpty })
+    }
+
     @Test func aResetReachesOtherSessions() async throws {
         let device = MemoryDevice()
         let target = try await Self.start(device)

@@ -324,13 +324,6 @@ import Testing
                 }
             ),
             (
-                "too little data",
-                {
-                    $0.send($0.command(1, Self.tur, write: 4))
-                    return Peer.dataOut(1, ttt: 1, sn: 0, offset: 0, [1, 2, 3], final: true)
-                }
-            ),
-            (
                 "a tag in use",
                 {
                     $0.send($0.command(1, Self.tur))

@@ -91,6 +91,18 @@ import Testing
         #expect(peer.executing.isEmpty && peer.closed == nil)
     }
 
+    @Test func aBurstThatIsTooShortFailsTheTask() throws {
+        var peer = Peer.loggedIn()
+        peer.send(peer.command(1, Self.tur, write: 4))
+        let ttt = try #require(peer.take().first).targetTransferTag
+        peer.send(Peer.dataOut(1, ttt: ttt, sn: 0, offset: 0, [1, 2, 3], final: true))
+        let response = try #require(peer.take().first)
+        #expect(response.opcode == Opcode.scsiResponse && response[byte: 3] == 2)
+        let sense = Array(response.data.dropFirst(2))
+        #expect(sense[2] == 0x0B && sense[12] == 0x0C && sense[13] == 0x0D)
+        #expect(peer.closed == nil && peer.executing.isEmpty && peer.connection.heldBytes == 0)
+    }
+
     /// Each answer takes the next StatSN; what has no status takes none; R2TSN and DataSN count per task.
     @Test func numbersOfWhatIsSent() throws {
         var peer = Peer.loggedIn([
