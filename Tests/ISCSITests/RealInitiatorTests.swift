@@ -11,13 +11,14 @@ import Testing
 
     static func withTarget(
         credentials: CHAPCredentials? = nil, device: MemoryDevice = MemoryDevice(),
+        times: ISCSITimes = ISCSITimes(),
         _ body: (MemoryDevice, _ portal: String) async throws -> Void
     ) async throws {
+        var configuration = ISCSITargetConfiguration(
+            host: "127.0.0.1", port: 0, targetName: name, credentials: credentials)
+        configuration.times = times
         let target = try await ISCSITarget.start(
-            device: device,
-            configuration: ISCSITargetConfiguration(
-                host: "127.0.0.1", port: 0, targetName: name, credentials: credentials),
-            logger: Logger(label: "test"))
+            device: device, configuration: configuration, logger: Logger(label: "test"))
         do { try await body(device, "127.0.0.1:\(target.port)") } catch {
             await target.shutdown()
             throw error
@@ -112,6 +113,49 @@ import Testing
             let right = try await runAlongside("iscsi-inq", [url("another-secret-here")])
             #expect(right.status == 0, "\(right.output)")
             #expect(try await runAlongside("iscsi-inq", [url("a-different-secret")]).status != 0)
+        }
+    }
+
+    /// Discovery, copying and comparing, all with both sides' proof.
+    @Test func discoveryAndQemuWithCHAPBothWays() async throws {
+        let credentials = try CHAPCredentials(
+            name: "operator", secret: Array("a-secret-of-many-bytes".utf8),
+            mutual: (name: "target", secret: Array("another-secret-here".utf8)))
+        try await Self.withTarget(credentials: credentials) { _, portal in
+            let user = "operator%a-secret-of-many-bytes@"
+            let proof = "?target_user=target&target_password=another-secret-here"
+            let list = try await runAlongside("iscsi-ls", ["iscsi://\(user)\(portal)"])
+            #expect(list.status == 0 && list.output.contains("Portal:\(portal),1"), "\(list.output)")
+            let stranger = try await runAlongside("iscsi-ls", ["iscsi://\(portal)"])
+            #expect(!stranger.output.contains("Portal:"), "\(stranger.output)")
+            let url = "iscsi://\(user)\(portal)/\(Self.name)/0\(proof)"
+            let image = FileManager.default.temporaryDirectory.appendingPathComponent("image-\(UUID())")
+            defer { try? FileManager.default.removeItem(at: image) }  // A file in /tmp may stay behind.
+            try Data((0..<(4 << 20)).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 9) }).write(to: image)
+            let convert = try await runAlongside(
+                "qemu-img", ["convert", "-n", "-f", "raw", "-O", "raw", image.path, url])
+            #expect(convert.status == 0, "\(convert.output)")
+            let compare = try await runAlongside(
+                "qemu-img", ["compare", "-f", "raw", "-F", "raw", image.path, url])
+            #expect(compare.status == 0 && compare.output.contains("identical"), "\(compare.output)")
+        }
+    }
+
+    /// A client that is idle for longer than the target bears without a sign of life gives one: the session stays.
+    @Test func anIdleClientAnswersPings() async throws {
+        var times = ISCSITimes()
+        times.ping = .milliseconds(700)
+        try await Self.withTarget(times: times) { device, portal in
+            let io = try await runAlongside(
+                "qemu-io",
+                [
+                    "-f", "raw", "iscsi://\(portal)/\(Self.name)/0", "-c", "write -P 5 0 64k", "-c",
+                    "sleep 3000",
+                    "-c", "read -P 5 0 64k",
+                ])
+            #expect(io.status == 0 && !io.output.contains("failed"), "\(io.output)")
+            // qemu connects anew when a session is lost, and says so to nobody.
+            #expect(device.state.withLock { $0.opened } == 1)
         }
     }
 

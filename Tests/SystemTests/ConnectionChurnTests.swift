@@ -75,14 +75,7 @@ import Testing
         var threads: Int { RunningProcesses.count("task", of: process.identifier) }
 
         /// Kilobytes.
-        func residentMemory() throws -> Int {
-            let status = try String(contentsOfFile: "/proc/\(process.identifier)/status", encoding: .utf8)
-            let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
-            guard let words = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }), words.count == 3,
-                let kilobytes = Int(words[1])
-            else { throw TestFailure("no VmRSS in \(status)") }
-            return kilobytes
-        }
+        func residentMemory() throws -> Int { try RunningProcesses.residentMemory(of: process.identifier) }
     }
 
     /// A session that writes, reads and compares until it is told to stop.
@@ -295,5 +288,17 @@ import Testing
         _ = witness.awaitRounds(1)
         initiator.close()
         #expect(site.process.stop() == .exit(0), "\(site.process.errors)")
+    }
+}
+
+extension RunningProcesses {
+    /// VmRSS, kilobytes.
+    static func residentMemory(of process: pid_t) throws -> Int {
+        let status = try String(contentsOfFile: "/proc/\(process)/status", encoding: .utf8)
+        let line = status.split(separator: "\n").first { $0.hasPrefix("VmRSS:") }
+        guard let words = line?.split(whereSeparator: { $0 == " " || $0 == "\t" }), words.count == 3,
+            let kilobytes = Int(words[1])
+        else { throw TestFailure("no VmRSS in \(status)") }
+        return kilobytes
     }
 }

@@ -55,6 +55,23 @@ final class WireInitiator {
         }
     }
 
+    /// Sends what may not be wanted.
+    /// - Returns: false when the other end takes nothing for so long, or has gone.
+    func sendIfTaken(_ bytes: [UInt8], milliseconds: Int32) -> Bool {
+        var rest = bytes[...]
+        while !rest.isEmpty {
+            var wait = pollfd(fd: handle, events: Int16(POLLOUT), revents: 0)
+            guard poll(&wait, 1, milliseconds) == 1 else { return false }
+            let count = rest.withUnsafeBytes {
+                Glibc.send(
+                    handle, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL) | Int32(MSG_DONTWAIT))
+            }
+            guard count > 0 else { return false }
+            rest = rest.dropFirst(count)
+        }
+        return true
+    }
+
     /// The next PDU; nil at the end of the connection.
     func receive(seconds: Int32 = 60) throws -> PDU? {
         var byte: UInt8 = 0
