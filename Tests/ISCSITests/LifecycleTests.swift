@@ -1,3 +1,4 @@
+import Blocks
 import Glibc
 import Logging
 import SCSI
@@ -5,8 +6,19 @@ import Testing
 
 @testable import ISCSI
 
+/// Blocks on a thread of its own. Beside an `async let` nothing may block a thread of the pool: the pool may have no
+/// other one for what is awaited.
+func offPool<Value: Sendable>(_ body: @escaping @Sendable () throws -> Value) async throws -> Value {
+    try await withCheckedThrowingContinuation { continuation in
+        let started = BlockingThread.start { continuation.resume(with: Result { try body() }) }
+        precondition(started)
+    }
+}
+
 /// A blocking socket to a target, for peers that misbehave.
-final class RawSocket {
+///
+/// Unchecked: one thread at a time uses it.
+final class RawSocket: @unchecked Sendable {
     let handle: Int32
     private var decoder = PDUDecoder()
     private var isOpen = true
@@ -57,6 +69,9 @@ final class RawSocket {
             if let pdu { return pdu }
         }
     }
+
+    /// ``receive()`` beside an `async let`.
+    func next() async throws -> PDU? { try await offPool { try self.receive() } }
 
     func logIn(isid: UInt64 = 0x8000_0012_3456) throws {
         var request = Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull)
@@ -162,14 +177,14 @@ final class RawSocket {
         idle.send(login)
         #expect(try idle.receive()?[half: 36] == 0)
         async let ended: Void = target.shutdown(drainSeconds: 300)
-        #expect(try idle.receive()?.opcode == Opcode.asyncMessage)
-        #expect(try idle.receive() == nil)
-        #expect(try busy.receive()?.opcode == Opcode.asyncMessage)
+        #expect(try await idle.next()?.opcode == Opcode.asyncMessage)
+        #expect(try await idle.next() == nil)
+        #expect(try await busy.next()?.opcode == Opcode.asyncMessage)
         #expect(device.state.withLock { $0.hanging == 1 })
         device.state.withLockAndNotify { $0.isGateOpen = true }
-        let answer = try #require(try busy.receive())
+        let answer = try #require(try await busy.next())
         #expect(answer.opcode == Opcode.scsiResponse && answer[byte: 3] == SCSIStatus.good.rawValue)
-        #expect(try busy.receive() == nil)
+        #expect(try await busy.next() == nil)
         await ended
         #expect(device.state.withLock { $0.closed == 2 && $0.openNexuses.isEmpty })
     }
@@ -184,17 +199,20 @@ final class RawSocket {
         try busy.logIn(isid: 2)
         var peer = Self.hang(device, busy, count: 1)
         async let ended: Void = target.shutdown(drainSeconds: 300)
-        #expect(try busy.receive()?.opcode == Opcode.asyncMessage)
-        #expect(try idle.receive()?.opcode == Opcode.asyncMessage)
+        #expect(try await busy.next()?.opcode == Opcode.asyncMessage)
+        #expect(try await idle.next()?.opcode == Opcode.asyncMessage)
         // With its end the time to log out is over.
-        #expect(try idle.receive() == nil)
+        #expect(try await idle.next() == nil)
         busy.send(peer.command(7, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
-        #expect(device.state.wait(nanoseconds: 120_000_000_000) { $0.hanging == 2 ? true : nil } == true)
+        let hang = try await offPool {
+            device.state.wait(nanoseconds: 120_000_000_000) { $0.hanging == 2 ? true : nil }
+        }
+        #expect(hang == true)
         var abort = peer.request(Opcode.taskManagementRequest, 9, flags: 0x81, immediate: true)
         abort.targetTransferTag = 0
         busy.send(abort)
-        #expect(try busy.receive()?.opcode == Opcode.taskManagementResponse)
-        #expect(try busy.receive() == nil)
+        #expect(try await busy.next()?.opcode == Opcode.taskManagementResponse)
+        #expect(try await busy.next() == nil)
         await ended
         #expect(device.state.withLock { $0.hanging == 0 && $0.openNexuses.isEmpty })
     }
