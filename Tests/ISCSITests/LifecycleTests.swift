@@ -55,12 +55,12 @@ final class RawSocket: @unchecked Sendable {
         _ = Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL))
     }
 
-    /// The next PDU; nil at the end of the connection. Waits at most 20 s, else the test has failed.
+    /// The next PDU; nil at the end of the connection. Waits at most 300 s, since tests that block may keep the pool's threads that long, else the test has failed.
     func receive() throws -> PDU? {
         var byte: UInt8 = 0
         while true {
             var wait = pollfd(fd: handle, events: Int16(POLLIN), revents: 0)
-            try #require(poll(&wait, 1, 20_000) == 1)
+            try #require(poll(&wait, 1, 300_000) == 1)
             guard recv(handle, &byte, 1, 0) == 1 else { return nil }
             let pdu = try withUnsafeBytes(of: &byte) { buffer -> PDU? in
                 var input = buffer
@@ -87,8 +87,10 @@ final class RawSocket: @unchecked Sendable {
         _ device: MemoryDevice, _ adjust: (inout ISCSITargetConfiguration) -> Void = { _ in }
     ) async throws -> ISCSITarget {
         var configuration = ISCSITargetConfiguration(host: "127.0.0.1", port: 0, targetName: Peer.name)
-        // The peers of these tests do not log out.
-        configuration.times.logout = .milliseconds(50)
+        // The peers of these tests do not log out, and wait for a thread of the pool now and then.
+        configuration.times = ISCSITimes(
+            login: .seconds(3600), ping: .seconds(3600), discovery: .seconds(3600),
+            reinstatement: .seconds(3600), logout: .milliseconds(50))
         adjust(&configuration)
         return try await ISCSITarget.start(
             device: device, configuration: configuration, logger: Logger(label: "test"))

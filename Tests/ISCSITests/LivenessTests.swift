@@ -141,8 +141,6 @@ import Testing
     @Test func anIdleDiscoverySessionEnds() async throws {
         let target = try await LifecycleTests.start(MemoryDevice()) {
             $0.times.discovery = .milliseconds(200)
-            // No ping before.
-            $0.times.ping = .seconds(100)
         }
         let socket = try RawSocket(port: target.port)
         socket.send(
@@ -157,7 +155,6 @@ import Testing
         let device = MemoryDevice()
         let target = try await LifecycleTests.start(device) {
             $0.loginConnections = 3
-            $0.times.login = .seconds(600)
         }
         let strangers = try (0..<3).map { _ in
             let stranger = try RawSocket(port: target.port)

@@ -144,13 +144,13 @@ import Testing
     /// A client that is idle for longer than the target bears without a sign of life gives one: the session stays.
     @Test func anIdleClientAnswersPings() async throws {
         var times = ISCSITimes()
-        times.ping = .milliseconds(700)
+        times.ping = .milliseconds(1500)
         try await Self.withTarget(times: times) { device, portal in
             let io = try await runAlongside(
                 "qemu-io",
                 [
                     "-f", "raw", "iscsi://\(portal)/\(Self.name)/0", "-c", "write -P 5 0 64k", "-c",
-                    "sleep 3000",
+                    "sleep 4000",
                     "-c", "read -P 5 0 64k",
                 ])
             #expect(io.status == 0 && !io.output.contains("failed"), "\(io.output)")
