@@ -212,7 +212,8 @@ extension TargetConnection {
         let data = outcome.dataIn.prefix(task.expectedIn)
         let residual = Self.residual(task, outcome)
         let hasSense = !outcome.sense.isEmpty
-        let collapses = !data.isEmpty && outcome.status == .good
+        // A Data-In has no place for sense data.
+        let collapses = !data.isEmpty && outcome.status == .good && !hasSense
         let count = sendData(tag, task, data, residual: collapses ? residual : nil)
         if collapses { return }
         var response = PDU(Opcode.scsiResponse, flags: 0x80 | residual.flags)

@@ -138,6 +138,21 @@ import Testing
         #expect(peer.take().map(\.statSN) == [first &+ 3])
     }
 
+    /// As EXTENDED COPY with G_SENSE asks for it.
+    @Test func goodStatusMayComeWithSense() throws {
+        var peer = Peer.loggedIn()
+        peer.send(peer.command(1, Self.tur))
+        peer.complete(1, SCSIOutcome(status: .good, sense: [0x70, 0, 0x0F]))
+        let response = try #require(peer.take().last)
+        #expect(response.opcode == Opcode.scsiResponse && response[byte: 3] == 0)
+        #expect(response.data == [0, 3, 0x70, 0, 0x0F])
+        peer.send(peer.command(2, Self.tur, read: 4))
+        peer.complete(2, SCSIOutcome(status: .good, dataIn: [1, 2, 3, 4], sense: [0x70]))
+        let pdus = peer.take()
+        #expect(pdus.map(\.opcode) == [Opcode.dataIn, Opcode.scsiResponse])
+        #expect(pdus.last?.data == [0, 1, 0x70])
+    }
+
     @Test func unknownOpcodesAreRejectedAndHarmNothing() throws {
         var peer = Peer.loggedIn()
         for opcode: UInt8 in [0x07, 0x0F, 0x11, 0x1C, 0x1F, Opcode.nopIn, Opcode.asyncMessage, Opcode.reject]
