@@ -22,6 +22,37 @@ extension StorageFile {
         if options.contains(.durable) { try sync() }
     }
 
+    /// Whether space that is given back is really gone, and reads as zeros. A file is asked to give back what lies
+    /// behind its end, which changes nothing. A device is not asked, because that would zero something: its driver
+    /// states it.
+    static func canUnmap(
+        _ descriptor: Int32, _ identity: StorageIdentity, size: UInt64, _ system: SystemCalls
+    ) -> Bool {
+        guard !identity.isBlockDevice else {
+            return DeviceAttributes.discardsToZeros(device: identity.device)
+        }
+        let page = AsyncIOLimits.page
+        guard size <= UInt64(Int64.max) - 2 * page else { return false }
+        while true {
+            switch system.fallocate(descriptor, .punchHole, size.roundedUp(to: page), page) {
+            case .success: return true
+            case .failure(let error) where error.code == EINTR: continue
+            // Whatever it is: then it is not known that it can.
+            case .failure: return false
+            }
+        }
+    }
+
+    /// The same for something that is not open: what ``StoreCapabilities/unmaps`` would say if it were opened for
+    /// writing. A file is opened for that, and not changed.
+    public static func canUnmap(path: String) throws(StorageError) -> Bool {
+        let identity = try StorageIdentity.of(path: path)
+        if identity.isBlockDevice { return DeviceAttributes.discardsToZeros(device: identity.device) }
+        let file = try StorageFile.open(path, access: .readWrite, mode: .pageCache, lock: .none)
+        defer { file.close() }
+        return file.capabilities.contains(.unmaps)
+    }
+
     /// Only whole pages are given back. A device's discard would be allowed to leave anything at all to be
     /// read, so devices are asked for zeros with unmapping instead.
     public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {

@@ -178,6 +178,9 @@ public final class StorageFile: BlockStore {
         }
         var capabilities: StoreCapabilities = access == .readWrite ? [.writable, .trims, .zeroesFast] : []
         if !opening.identity.isBlockDevice { capabilities.insert(.knowsAllocation) }
+        if access == .readWrite, Self.canUnmap(opening.descriptor, identity, size: size, system) {
+            capabilities.insert(.unmaps)
+        }
         self.capabilities = capabilities
     }
 

@@ -120,6 +120,8 @@ public struct StoreCapabilities: OptionSet, Sendable {
     public static let trims = StoreCapabilities(rawValue: 1 << 1)
     /// `writeZeroes` with ``ZeroOptions/onlyIfFast`` can succeed.
     public static let zeroesFast = StoreCapabilities(rawValue: 1 << 2)
+    /// `writeZeroes` gives the space of whole pages back unless it is to be kept; what was given back reads as zeros.
+    public static let unmaps = StoreCapabilities(rawValue: 1 << 4)
     /// `allocation` knows holes from data.
     public static let knowsAllocation = StoreCapabilities(rawValue: 1 << 3)
 }

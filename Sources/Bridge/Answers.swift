@@ -59,15 +59,17 @@ enum InquiryAnswer {
     private static func blockLimits(_ unit: LogicalUnit) -> VPDPage {
         var limits = BlockLimits()
         let most = UInt32(BridgeLimits.transferBytes) / unit.blockSize
-        limits.optimalTransferGranularity = UInt16(4096 / unit.blockSize)
+        limits.optimalTransferGranularity = UInt16(
+            clamping: max(4096, unit.physicalBlockSize) / unit.blockSize)
         limits.maximumTransfer = most
+        limits.writeSameNonZero = true
         limits.optimalTransfer = UInt32(1 << 20) / unit.blockSize
         limits.maximumCompareAndWrite = BridgeLimits.compareAndWriteBlocks
         if unit.isThin {
             // All ones: as many as the descriptor's field can say.
             limits.maximumUnmapLBAs = .max
             limits.maximumUnmapDescriptors = UInt32(BridgeLimits.unmapDescriptors)
-            limits.optimalUnmapGranularity = max(4096 / unit.blockSize, 1)
+            limits.optimalUnmapGranularity = max(4096, unit.physicalBlockSize) / unit.blockSize
             limits.unmapGranularityAlignment = 0
         }
         return limits.page

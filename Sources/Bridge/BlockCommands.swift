@@ -114,22 +114,23 @@ struct BlockCommands {
         return .good
     }
 
-    func writeSame(_ fields: WriteSame) throws(CheckCondition) -> SCSIOutcome {
+    func writeSame(_ fields: WriteSame, form: CDBForm) throws(CheckCondition) -> SCSIOutcome {
         if fields.protect != 0 { throw .cdb(1, bit: 7) }
         // Blocks are never anchored (VPD page B2h), and only those of a thin unit are unmapped.
         if fields.anchor { throw .cdb(1, bit: 4) }
         // A unit that is never written says so, whether or not it would unmap.
         if fields.unmap { try requireWritable() }
         if fields.unmap, !unit.isThin { throw .cdb(1, bit: 3) }
-        let toEnd = unit.blockCount - min(fields.lba.value, unit.blockCount)
-        let count = fields.count.value == 0 ? toEnd : fields.count.value
-        guard let range = unit.range(fields.lba, count) else {
+        // WSNZ: no blocks would mean all up to the end, which nobody should get by mistake.
+        guard fields.count.value > 0 else { throw .cdb(Self.countField(form)) }
+        guard let range = unit.range(fields.lba, fields.count.value) else {
             throw CheckCondition(SenseTable.outOfRange(fields.lba))
         }
         try requireWritable()
         let blockSize = Int(unit.blockSize)
-        guard fields.noDataOut || task.dataOut.count >= blockSize else {
-            throw CheckCondition(SenseTable.dataPhaseError)
+        // One block: with less or more the initiator means something else than its CDB says.
+        guard fields.noDataOut || task.dataOut.count == blockSize && task.expectedDataOut == blockSize else {
+            throw CheckCondition(SenseTable.wrongDataLength)
         }
         let block = fields.noDataOut ? [] : Array(task.dataOut[..<blockSize])
         let isZero = block.withUnsafeBytes(\.isAllZeros)

@@ -9,10 +9,12 @@ extension BlockCommands {
         case .writeAndVerify(let transfer, let check): return try writeAndVerify(transfer, check)
         case .prefetch(let transfer, _): return try prefetch(transfer)
         case .unmap(let anchor, let length): return try unmap(anchor, length)
-        case .writeSame10(let fields): return try writeSame(fields)
+        case .writeSame10(let fields): return try writeSame(fields, form: .ten)
         case .compareAndWrite(let transfer): return try compareAndWrite(transfer)
         case .orWrite(let transfer): return try orWrite(transfer)
         case .getLBAStatus(let lba, let length): return try allocation(lba, length)
+        case .readDefectData(let fields):
+            return .data(fields.nothingFound, allocationLength: fields.allocationLength)
         case .startStop(let start, let loadOrEject, let powerCondition):
             return try startStop(start, loadOrEject, powerCondition)
         case .preventAllow(let prevent):
@@ -35,6 +37,8 @@ extension BlockCommands {
 
     /// All ranges are checked before the first is unmapped.
     private func unmap(_ anchor: Bool, _ length: Int) throws(CheckCondition) -> SCSIOutcome {
+        // That a unit is never written comes before what it could do if it were.
+        if unit.isReadOnly { try requireWritable() }
         guard unit.isThin else { throw CheckCondition(.invalidOperationCode) }
         if anchor { throw .cdb(1, bit: 0) }
         guard task.dataOut.count >= length else { throw CheckCondition(SenseTable.dataPhaseError) }
@@ -66,11 +70,8 @@ extension BlockCommands {
             unit.ranges.lock(part, exclusive: false)
             defer { unit.ranges.unlock(part, exclusive: false) }
             try store(.write, LBA(position / UInt64(unit.blockSize))) { () throws(StoreError) in
-                do throws(StoreError) {
-                    try unit.store.writeZeroes(part, options: .onlyIfFast)
-                } catch  where error.code == .notSupported {
-                    // Advice that cannot be followed here: the blocks stay mapped.
-                }
+                // Where a part of it cannot be given back, it is written: unmapped blocks read as zeros (LBPRZ).
+                try unit.store.writeZeroes(part, options: [])
             }
             position += part.count
         }

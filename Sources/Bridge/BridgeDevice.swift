@@ -96,6 +96,22 @@ public final class BridgeDevice: SCSITargetDevice {
                 throw .configuration(
                     unit: unit.number, reason: "blocks have 512 or 4096 bytes, not \(unit.blockSize)")
             }
+            if unit.readOnly, unit.isThin == true {
+                throw .configuration(
+                    unit: unit.number,
+                    reason: "it is read-only, so nothing of it can be given back; leave `thin` out")
+            }
+            guard let physical = unit.physicalBlockSize else { continue }
+            let ratio = physical / unit.blockSize
+            guard physical % unit.blockSize == 0, BridgeLimits.physicalBlockRatios.contains(ratio),
+                ratio & (ratio - 1) == 0
+            else {
+                throw .configuration(
+                    unit: unit.number,
+                    reason:
+                        "physical blocks have \(unit.blockSize) bytes times a power of two up to 32768, not "
+                        + "\(physical)")
+            }
         }
     }
 
@@ -213,13 +229,13 @@ public final class BridgeDevice: SCSITargetDevice {
         case .read(let transfer): return try blocks.read(transfer)
         case .write(let transfer): return try blocks.write(transfer)
         case .synchronizeCache(let fields): return try blocks.synchronizeCache(fields)
-        case .writeSame16(let fields): return try blocks.writeSame(fields)
+        case .writeSame16(let fields): return try blocks.writeSame(fields, form: .sixteen)
         case .block(let command): return try blocks.execute(command)
         case .modeSense(let fields):
             return .data(try ModeSenseAnswer.data(fields, unit), allocationLength: fields.allocationLength)
         case .modeSelect(let fields): return try modeSelect(fields, task, unit)
         case .reservation(let command): return try reservation(command, task, unit)
-        case .capabilityReport(let report): return try OperationTable.report(report)
+        case .capabilityReport(let report): return try OperationTable.report(report, unit)
         case .copy(let command): return try execute(command, task, unit, state)
         case .extendedCopy(let length):
             return try extendedCopy(.lid1, task, parameterListLength: length, unit, state)

@@ -13,9 +13,13 @@ public struct BridgeUnit: Hashable, Sendable {
     /// Taken for itself when it is written. Without, somebody else may have it locked: a restore writes the source
     /// of a host that stands still and keeps its lock.
     public var isLocked = true
-    /// Whether initiators may unmap blocks, which gives their space back. Nil: if it is a writable file. False
-    /// also keeps the space of blocks that are written with zeros.
+    /// Whether initiators may unmap blocks, which gives their space back. Nil: if it is a writable file whose file
+    /// system can. True is refused where the file system or device cannot. False also keeps the space of blocks that
+    /// are written with zeros.
     public var isThin: Bool?
+    /// Bytes of what the storage below reads and writes at once, which READ CAPACITY (16) tells: the block size times
+    /// a power of two up to 2^15. Nil: the block size.
+    public var physicalBlockSize: UInt32?
     /// What people call it, in the log; the path unless given.
     public var name: String?
     /// The names of the initiators that may see and name it; nil: all. Compared without regard to case.
@@ -29,6 +33,13 @@ public struct BridgeUnit: Hashable, Sendable {
         self.readOnly = readOnly
         self.blockSize = blockSize
         self.name = name
+    }
+}
+
+extension BridgeUnit {
+    /// Why what lies at `path` cannot be a thin unit.
+    public static func cannotBeThin(_ path: String) -> String {
+        "\(path) cannot be thin: its file system or device gives no space back; leave `thin` out"
     }
 }
 
@@ -53,6 +64,8 @@ public struct BridgeUnitSummary: Hashable, Sendable {
     public var name: String
     public var path: String
     public var readOnly: Bool
+    /// Its blocks can be unmapped.
+    public var isThin: Bool
     /// Bytes of a logical block.
     public var blockSize: UInt32
     /// Logical blocks; the last may lie partly beyond the file's end, see ``paddingBytes``.

@@ -8,6 +8,9 @@ public enum BridgeLimits {
     /// Bytes of a logical block.
     public static let blockSizes: [UInt32] = [512, 4096]
 
+    /// Logical blocks of a physical block, a power of two of which READ CAPACITY (16) tells the exponent in 4 bits.
+    static let physicalBlockRatios: ClosedRange<UInt32> = 1...(1 << 15)
+
     /// CSCD descriptors of one EXTENDED COPY. With one more they still fit the list's 16-bit length.
     public static let cscdDescriptors = 1024
     /// Segment descriptors of one EXTENDED COPY.

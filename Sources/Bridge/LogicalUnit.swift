@@ -12,6 +12,8 @@ final class LogicalUnit: Sendable {
     /// Bytes.
     let blockSize: UInt32
     let blockCount: UInt64
+    /// Bytes: the block size times a power of two.
+    let physicalBlockSize: UInt32
     /// Its blocks can be unmapped, and read as zeros then.
     let isThin: Bool
     /// How blocks of zeros are stored: a unit that is to stay fully provisioned keeps their space.
@@ -37,10 +39,6 @@ final class LogicalUnit: Sendable {
     /// The names in lower case of those who may see and name it; nil: all.
     let initiators: Set<String>?
 
-    /// Bytes of what reads, writes and unmaps best at once: a page, as it is cached and given back. Smaller writes
-    /// read first.
-    static let physicalBlock: UInt32 = 4096
-
     init(
         _ unit: BridgeUnit, store: any BlockStore, storage: StorageKey, file: StorageFile? = nil,
         locks: StorageLocks = StorageLocks()
@@ -64,8 +62,13 @@ final class LogicalUnit: Sendable {
         self.store = unit.readOnly ? whole : WatchedStore(whole, watch)
         keepsInstants = !unit.readOnly && unit.isLocked
         blockCount = padded / blockSize
+        physicalBlockSize = unit.physicalBlockSize ?? unit.blockSize
+        let canUnmap = store.capabilities.contains(.unmaps)
+        if unit.isThin == true, !unit.readOnly, !canUnmap {
+            throw .configuration(unit: unit.number, reason: BridgeUnit.cannotBeThin(unit.path))
+        }
         isThin =
-            !unit.readOnly && (unit.isThin ?? store.capabilities.isSuperset(of: [.trims, .knowsAllocation]))
+            !unit.readOnly && (unit.isThin ?? (canUnmap && store.capabilities.contains(.knowsAllocation)))
         zeroOptions = unit.isThin == false ? [.keepAllocated] : []
         backedBytes = size
         self.file = file
@@ -132,7 +135,7 @@ final class LogicalUnit: Sendable {
 
     var capacity: Capacity {
         var capacity = Capacity(lastLBA: LBA(blockCount - 1), blockLength: blockSize)
-        capacity.physicalBlockExponent = UInt8((Self.physicalBlock / blockSize).trailingZeroBitCount)
+        capacity.physicalBlockExponent = UInt8((physicalBlockSize / blockSize).trailingZeroBitCount)
         capacity.isProvisioned = isThin
         capacity.unmappedReadsZeros = isThin
         return capacity
@@ -157,7 +160,8 @@ final class LogicalUnit: Sendable {
 
     var summary: BridgeUnitSummary {
         BridgeUnitSummary(
-            number: number, name: name, path: path, readOnly: isReadOnly, blockSize: blockSize,
+            number: number, name: name, path: path, readOnly: isReadOnly, isThin: isThin,
+            blockSize: blockSize,
             blockCount: blockCount, paddingBytes: store.size - backedBytes, designator: serial,
             isDirect: file?.isDirect ?? false, directRefusal: file?.directRefusal)
     }

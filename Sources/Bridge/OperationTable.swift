@@ -132,6 +132,8 @@ enum OperationTable {
             [0xF8] + [UInt8](repeating: 0xFF, count: 8) + [0, 0, 0, 0xFF, 0, 0]),
         Operation(.orWrite16, .write, wide(0xF8)),
         Operation(.serviceActionIn16, ServiceAction.getLBAStatus, .read, wide(0)),
+        Operation(.readDefectData10, .read, [0, 0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0]),
+        Operation(.readDefectData12, .read, [0x1F, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
         Operation(.startStopUnit, .write, [0, 0, 0, 0xF3, 0]),
         Operation(.preventAllowMediumRemoval, .write, [0, 0, 0, 0x03, 0]),
     ]
@@ -149,6 +151,11 @@ enum OperationTable {
     private static let byCode = Dictionary(grouping: all, by: \.code)
 
     static func operations(of code: OperationCode) -> [Operation] { byCode[code] ?? [] }
+
+    /// Nothing can be unmapped at a unit that is fully provisioned; one that is read-only says that it is.
+    private static func isSupported(_ code: OperationCode, by unit: LogicalUnit) -> Bool {
+        unit.isThin || unit.isReadOnly || code != .unmap
+    }
 
     static func operation(_ code: OperationCode, _ serviceAction: UInt16) -> Operation? {
         operations(of: code).first { $0.serviceAction.map(UInt16.init) ?? serviceAction == serviceAction }
@@ -169,10 +176,13 @@ enum OperationTable {
 
     // MARK: What is told
 
-    static func report(_ report: CapabilityReport) throws(CheckCondition) -> SCSIOutcome {
+    /// At one unit: not all have the same operations.
+    static func report(
+        _ report: CapabilityReport, _ unit: LogicalUnit
+    ) throws(CheckCondition) -> SCSIOutcome {
         switch report {
         case .operationCodes(let selection, let timeouts, let length):
-            return .data(try data(selection, timeouts), allocationLength: length)
+            return .data(try data(selection, timeouts, unit), allocationLength: length)
         case .taskManagementFunctions(let extended, let length):
             // ABORT TASK, ABORT TASK SET, CLEAR TASK SET, LOGICAL UNIT RESET and TARGET RESET; time-outs are not told.
             let data: [UInt8] =
@@ -182,12 +192,12 @@ enum OperationTable {
     }
 
     private static func data(
-        _ selection: CapabilityReport.Selection, _ timeouts: Bool
+        _ selection: CapabilityReport.Selection, _ timeouts: Bool, _ unit: LogicalUnit
     ) throws(CheckCondition) -> [UInt8] {
         switch selection {
-        case .all: return list(timeouts)
+        case .all: return list(all.filter { isSupported($0.code, by: unit) }, timeouts)
         case .code(let code):
-            let found = operations(of: code)
+            let found = isSupported(code, by: unit) ? operations(of: code) : []
             if found.contains(where: { $0.serviceAction != nil }) {
                 throw CheckCondition(.invalidFieldInCDB(byte: 2, bit: 2))
             }
@@ -199,7 +209,7 @@ enum OperationTable {
             }
             return describe(operation(code, action), timeouts)
         case .either(let code, let action):
-            let found = operation(code, action)
+            let found = isSupported(code, by: unit) ? operation(code, action) : nil
             return describe(found?.serviceAction == nil && action != 0 ? nil : found, timeouts)
         }
     }
@@ -207,10 +217,10 @@ enum OperationTable {
     /// The command timeouts descriptor, in which nothing is indicated (SPC-4 §6.35.4).
     private static let timeoutsDescriptor: [UInt8] = [0, 10] + [UInt8](repeating: 0, count: 10)
 
-    private static func list(_ timeouts: Bool) -> [UInt8] {
+    private static func list(_ operations: [Operation], _ timeouts: Bool) -> [UInt8] {
         var writer = BigEndianWriter()
-        writer.integer(UInt32(all.count * (timeouts ? 20 : 8)))
-        for operation in all {
+        writer.integer(UInt32(operations.count * (timeouts ? 20 : 8)))
+        for operation in operations {
             writer.append([operation.code.rawValue, 0])
             writer.integer(UInt16(operation.serviceAction ?? 0))
             writer.append([0, (timeouts ? 0x02 : 0) | (operation.serviceAction == nil ? 0 : 0x01)])

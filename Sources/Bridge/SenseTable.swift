@@ -54,6 +54,8 @@ enum SenseTable {
     static let unitNotSupported = SenseData(.illegalRequest, .logicalUnitNotSupported)
     static let savedNotSupported = SenseData(.illegalRequest, .savingParametersNotSupported)
     static let operationInProgress = SenseData(.illegalRequest, .operationInProgress)
+    /// The data-out is not what the CDB asks for; no field of the CDB is at fault by itself.
+    static let wrongDataLength = SenseData(.illegalRequest, .invalidFieldInCDB)
     static let dataPhaseError = SenseData(.abortedCommand, .dataPhaseError)
 
     static func outOfRange(_ lba: LBA) -> SenseData {

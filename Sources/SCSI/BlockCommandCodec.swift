@@ -6,6 +6,8 @@ extension OperationCode {
     public static let writeAndVerify10 = OperationCode(rawValue: 0x2E)
     public static let verify10 = OperationCode(rawValue: 0x2F)
     public static let prefetch10 = OperationCode(rawValue: 0x34)
+    public static let readDefectData10 = OperationCode(rawValue: 0x37)
+    public static let readDefectData12 = OperationCode(rawValue: 0xB7)
     public static let writeSame10 = OperationCode(rawValue: 0x41)
     public static let unmap = OperationCode(rawValue: 0x42)
     public static let compareAndWrite = OperationCode(rawValue: 0x89)
@@ -51,6 +53,8 @@ public enum BlockCommand: Hashable, Sendable {
     case orWrite(BlockTransfer)
     /// GET LBA STATUS: SBC-3 §5.6.
     case getLBAStatus(lba: LBA, allocationLength: Int)
+    /// READ DEFECT DATA (10), (12): SBC-3 §5.17, §5.18.
+    case readDefectData(ReadDefectData)
     /// START STOP UNIT: SBC-3 §5.24. `powerCondition` has 4 bits.
     case startStop(start: Bool, loadOrEject: Bool, powerCondition: UInt8)
     /// PREVENT ALLOW MEDIUM REMOVAL: SBC-3 §5.13. `prevent` has 2 bits.
@@ -86,6 +90,7 @@ public enum BlockCommand: Hashable, Sendable {
         case .serviceActionIn16 where cdb[1] & 0x1F == ServiceAction.getLBAStatus:
             self = .getLBAStatus(
                 lba: LBA(cdb.bigEndian(at: 2)), allocationLength: Int(cdb.bigEndian(at: 10, as: UInt32.self)))
+        case .readDefectData10, .readDefectData12: self = .readDefectData(try ReadDefectData(decoding: cdb))
         case .startStopUnit:
             self = .startStop(
                 start: cdb[4] & 1 != 0, loadOrEject: cdb[4] & 2 != 0, powerCondition: cdb[4] >> 4)
@@ -172,6 +177,7 @@ public enum BlockCommand: Hashable, Sendable {
                 $0.set(lba.value, at: 2)
                 $0.set(UInt32(length), at: 10)
             }
+        case .readDefectData(let fields): fields.encoded()
         case .startStop(let start, let eject, let power):
             Self.cdb(.startStopUnit) { $0.set(power << 4 | (eject ? 2 : 0) | (start ? 1 : 0), at: 4) }
         case .preventAllow(let prevent):

@@ -46,7 +46,7 @@ public struct SynchronizeCache: Hashable, Sendable {
     }
 }
 
-/// The fields of WRITE SAME (16) (SBC-3 §5.46). The data-out is one block, or none with ``noDataOut``.
+/// The fields of WRITE SAME (10) and (16) (SBC-3 §5.44, §5.46). The data-out is one block, or none with ``noDataOut``.
 public struct WriteSame: Hashable, Sendable {
     public var lba: LBA
     /// 0: to the end of the unit (where WSNZ in VPD page B0h is 0).

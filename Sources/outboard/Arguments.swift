@@ -35,7 +35,7 @@ struct Endpoint: ExpressibleByArgument, Sendable {
     var text: String { host.contains(":") ? "[\(host)]:\(port)" : "\(host):\(port)" }
 }
 
-/// `N=PATH[,ro]`. A path that ends in `,ro` itself can stand in a configuration file.
+/// `N=PATH[,ro][,thin][,thick]`. A path that ends in one of these itself can stand in a configuration file.
 struct UnitArgument: ExpressibleByArgument, Sendable {
     var number: Int
     var path: String
@@ -43,14 +43,28 @@ struct UnitArgument: ExpressibleByArgument, Sendable {
     var isLocked = true
     /// Bytes.
     var blockSize: UInt32 = 512
+    /// Nil: the block size.
+    var physicalBlockSize: UInt32?
+    /// Nil: where the storage can.
+    var isThin: Bool?
     /// Nil: all.
     var initiators: [String]?
 
     init?(argument: String) {
         let parts = argument.split(separator: "=", maxSplits: 1)
         guard parts.count == 2, let number = Int(parts[0]), (0...16383).contains(number) else { return nil }
-        readOnly = parts[1].hasSuffix(",ro")
-        path = String(parts[1].dropLast(readOnly ? 3 : 0))
+        readOnly = false
+        var rest = parts[1]
+        flags: while let comma = rest.lastIndex(of: ",") {
+            switch rest[comma...] {
+            case ",ro": readOnly = true
+            case ",thin": isThin = true
+            case ",thick": isThin = false
+            default: break flags
+            }
+            rest = rest[..<comma]
+        }
+        path = String(rest)
         guard !path.isEmpty else { return nil }
         self.number = number
     }

@@ -53,8 +53,9 @@ struct BridgeCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "A logical unit: its number, a file or device, and `ro` if it is never to be written. Repeat "
-                + "for more.", valueName: "n=path[,ro]"))
+            "A logical unit: its number, a file or device; `ro` if it is never to be written; `thin` if initiators "
+                + "may give space back, `thick` if not (default: where the file system can). Repeat for more.",
+            valueName: "n=path[,ro][,thin|,thick]"))
     var unit: [UnitArgument] = []
 
     @Option(
@@ -102,6 +103,8 @@ struct BridgeCommand: AsyncParsableCommand {
             var number: Int
             var path: String
             var readOnly: Bool
+            /// Its blocks can be unmapped.
+            var thin: Bool
             var blockSize: UInt32
             var blocks: UInt64
             var designator: String
@@ -170,7 +173,8 @@ struct BridgeCommand: AsyncParsableCommand {
             },
             units: units.map {
                 Output.Unit(
-                    number: $0.number, path: $0.path, readOnly: $0.readOnly, blockSize: $0.blockSize,
+                    number: $0.number, path: $0.path, readOnly: $0.readOnly, thin: $0.isThin,
+                    blockSize: $0.blockSize,
                     blocks: $0.blockCount, designator: $0.designator, direct: $0.isDirect,
                     initiators: initiators[$0.number] ?? nil)
             })
@@ -187,7 +191,7 @@ struct BridgeCommand: AsyncParsableCommand {
             Console.print("any initiator, \(settings.chapFile == nil ? "without CHAP" : "with CHAP")")
         }
         for unit in output.units {
-            let access = unit.readOnly ? "read-only" : "writable"
+            let access = unit.readOnly ? "read-only" : unit.thin ? "writable and thin" : "writable"
             let who = unit.initiators.map { $0.isEmpty ? "nobody" : $0.joined(separator: ", ") } ?? "all"
             Console.print(
                 "unit \(unit.number): \(unit.path), \(access), \(unit.blocks) blocks of \(unit.blockSize) "

@@ -72,16 +72,17 @@ struct BridgeFile {
 
     private func unit(_ node: Node, _ known: [BridgeSettings.Initiator]?) throws -> UnitArgument {
         var map = try Fields(
-            node, of: "a unit", ["number", "path", "block_size", "read_only", "initiators"], self)
+            node, of: "a unit",
+            ["number", "path", "block_size", "physical_block_size", "read_only", "thin", "initiators"], self)
         guard let number = try map.integer("number") else { throw wrong("a unit without a number", at: node) }
         guard let path = try map.string("path") else { throw wrong("a unit without a path", at: node) }
         var unit = UnitArgument(
             number: number, path: resolved(path), readOnly: try map.boolean("read_only") ?? false)
-        if let size = try map.integer("block_size") {
-            guard let size = UInt32(exactly: size) else {
-                throw wrong("block_size \(size) is out of range", at: map.node("block_size"))
-            }
-            unit.blockSize = size
+        if let size = try bytes("block_size", &map) { unit.blockSize = size }
+        unit.physicalBlockSize = try bytes("physical_block_size", &map)
+        unit.isThin = try map.boolean("thin")
+        if unit.readOnly, unit.isThin == true {
+            throw wrong("a read-only unit gives nothing back; leave 'thin' out", at: map.node("thin"))
         }
         if let names = map.node("initiators") {
             unit.initiators = try list(names, "initiators").map { name in
@@ -95,6 +96,14 @@ struct BridgeFile {
             }
         }
         return unit
+    }
+
+    private func bytes(_ key: String, _ map: inout Fields) throws -> UInt32? {
+        guard let size = try map.integer(key) else { return nil }
+        guard let size = UInt32(exactly: size), size > 0 else {
+            throw wrong("\(key) \(size) is out of range", at: map.node(key))
+        }
+        return size
     }
 
     private func list(_ node: Node, _ name: String) throws -> [Node] {

@@ -71,6 +71,8 @@ final class BridgeService: Sendable {
                         number: unit.number, path: unit.path, readOnly: unit.readOnly,
                         blockSize: unit.blockSize)
                     made.isLocked = unit.isLocked
+                    made.physicalBlockSize = unit.physicalBlockSize
+                    made.isThin = unit.isThin
                     made.initiators = unit.initiators.map(Set.init)
                     return made
                 },
@@ -83,22 +85,24 @@ final class BridgeService: Sendable {
         }
     }
 
-    /// What `settings` would serve. Secrets are read and files opened as for serving, but for reading and without
-    /// a lock, and nothing is listened on: it can be asked while another bridge serves.
+    /// What `settings` would serve. Secrets are read and files opened as for serving, but for reading (a file, that
+    /// it may be found out whether it can be thin, for writing, too, which does not change it) and without a lock, and nothing is listened on: it can be asked while another bridge serves.
     static func check(_ settings: BridgeSettings) throws -> [BridgeUnitSummary] {
         _ = try settings.access()
         let device = try open(
             settings.units.map { unit in
                 var unit = unit
                 unit.readOnly = true
+                unit.isThin = nil
                 return unit
             }, Console.logger("bridge"))
         defer { device.close() }
-        let writable = Dictionary(
-            settings.units.map { ($0.number, !$0.readOnly) }, uniquingKeysWith: { first, _ in first })
+        let configured = Dictionary(
+            settings.units.map { ($0.number, $0) }, uniquingKeysWith: { first, _ in first })
         return try device.summaries.map { summary in
             var summary = summary
-            summary.readOnly = writable[summary.number] != true
+            guard let unit = configured[summary.number] else { preconditionFailure("a unit from nowhere") }
+            summary.readOnly = unit.readOnly
             guard summary.readOnly || access(summary.path, W_OK) == 0 else {
                 let reason = String(cString: strerror(errno))
                 throw Failure(
@@ -106,8 +110,22 @@ final class BridgeService: Sendable {
                     "cannot serve unit \(summary.number): \(summary.path) cannot be written: \(reason); make it "
                         + "read-only, or change the file's permissions")
             }
+            if !summary.readOnly { summary.isThin = try isThin(unit) }
             return summary
         }
+    }
+
+    private static func isThin(_ unit: UnitArgument) throws -> Bool {
+        guard unit.isThin != false else { return false }
+        do throws(StorageError) {
+            let canUnmap = try StorageFile.canUnmap(path: unit.path)
+            let isDevice = try StorageIdentity.of(path: unit.path).isBlockDevice
+            if canUnmap { return unit.isThin ?? !isDevice }
+        } catch { throw Failure(error.failure().status, "cannot serve unit \(unit.number): \(error)") }
+        guard unit.isThin == nil else {
+            throw Failure(.usage, "cannot serve unit \(unit.number): \(BridgeUnit.cannotBeThin(unit.path))")
+        }
+        return false
     }
 
     func stop() async {

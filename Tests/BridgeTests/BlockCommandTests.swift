@@ -113,8 +113,8 @@ import Testing
         #expect(try store.bytes(at: 1024, count: 3 * 512) == block + block + block)
         let tail = try store.bytes(at: 5 * 512, count: 512)
         #expect(tail != block)
-        // To the end of the unit, without data.
-        let zeros = WriteSame(lba: LBA(60), count: BlockCount(0), noDataOut: true)
+        // Without data.
+        let zeros = WriteSame(lba: LBA(60), count: BlockCount(4), noDataOut: true)
         #expect(bench.send(.writeSame16(zeros)).isGood)
         #expect(try store.bytes(at: 60 * 512, count: 4 * 512) == [UInt8](repeating: 0, count: 2048))
         #expect(try store.bytes(at: 59 * 512, count: 512) != [UInt8](repeating: 0, count: 512))
@@ -126,7 +126,16 @@ import Testing
         let unmap = WriteSame(lba: LBA(0), count: BlockCount(1), unmap: true)
         #expect(bench.send(.writeSame16(unmap), data: block).refused(cdbByte: 1))
         let short = WriteSame(lba: LBA(0), count: BlockCount(1))
-        #expect(bench.send(.writeSame16(short), data: [1]).failed(.abortedCommand, .dataPhaseError))
+        for count in [0, 1, 511, 513, 1024] {
+            let data = [UInt8](repeating: 0, count: count)
+            for command in [Command.writeSame16(short), .block(.writeSame10(short))] {
+                #expect(bench.send(command, data: data).failed(.illegalRequest, .invalidFieldInCDB))
+            }
+        }
+        // No blocks are not all blocks (WSNZ).
+        let none = WriteSame(lba: LBA(0), count: BlockCount(0))
+        #expect(bench.send(.writeSame16(none), data: block).refused(cdbByte: 10))
+        #expect(bench.send(.block(.writeSame10(none)), data: block).refused(cdbByte: 7))
     }
 
     @Test func writeSameOfManyPatternsIsWhole() throws {
@@ -201,7 +210,7 @@ import Testing
         #expect(lost.failed(.dataProtect, .spaceAllocationFailedWriteProtect))
         #expect(try store.bytes(at: 1024, count: 100) == data, "nothing of a refused write is there")
         #expect(
-            bench.send(.writeSame16(WriteSame(lba: LBA(1), count: BlockCount(0), noDataOut: true))).isGood)
+            bench.send(.writeSame16(WriteSame(lba: LBA(1), count: BlockCount(2), noDataOut: true))).isGood)
         #expect(try store.bytes(at: 512, count: 612) == [UInt8](repeating: 0, count: 612))
     }
 }

@@ -20,7 +20,10 @@ import Testing
             try Data(pattern(1 << 20, seed: UInt64(number))).write(to: URL(fileURLWithPath: path))
             var unit = BridgeUnit(
                 number: number, path: path, readOnly: number == 2, blockSize: blockSize)
-            if number == 1 { unit.isThin = false }
+            if number == 1 {
+                unit.isThin = false
+                unit.physicalBlockSize = 8 * blockSize
+            }
             return unit
         }
         let device = try BridgeDevice(units: units, logger: Bench.quiet)
@@ -106,7 +109,7 @@ import Testing
             #expect(
                 bench.send(.block(.unmap(anchor: true, parameterListLength: 0))).refused(cdbByte: 1))
             #expect(unmap(bench, [(0, 8)], 1).failed(.illegalRequest, .invalidOperationCode))
-            #expect(unmap(bench, [(0, 8)], 2).failed(.illegalRequest, .invalidOperationCode))
+            #expect(unmap(bench, [(0, 8)], 2).failed(.dataProtect, .writeProtected))
         }
     }
 
@@ -115,10 +118,15 @@ import Testing
             for (unit, thin) in [(0, true), (1, false), (2, false)] {
                 let capacity = try Capacity(
                     decoding16: bench.send(.readCapacity16(allocationLength: 32), unit).dataIn)
-                #expect(capacity.physicalBlockExponent == 3 && capacity.lowestAlignedLBA == 0)
+                #expect(
+                    capacity.physicalBlockExponent == (unit == 1 ? 3 : 0) && capacity.lowestAlignedLBA == 0)
                 #expect(capacity.isProvisioned == thin && capacity.unmappedReadsZeros == thin)
                 let b2 = bench.send(.inquiry(page: 0xB2, allocationLength: 64), unit).dataIn
                 #expect(b2[5] == (thin ? 0xE4 : 0) && b2[6] == (thin ? 2 : 0))
+                let told = bench.send(
+                    .capabilityReport(.operationCodes(.code(.unmap), timeouts: false, allocationLength: 64)),
+                    unit)
+                #expect(told.dataIn[1] == (unit == 1 ? 1 : 3))
                 let limits = try BlockLimits(
                     page: VPDPage(
                         decoding: bench.send(.inquiry(page: 0xB0, allocationLength: 64), unit).dataIn,
@@ -127,6 +135,35 @@ import Testing
                 #expect(limits.maximumCompareAndWrite == 255)
             }
         }
+    }
+
+    /// What cannot give space back, or is never written, is not thin because somebody says so.
+    @Test func onlyWhatCanBeUnmappedIsThin() throws {
+        var unit = BridgeUnit(number: 0, path: "memory")
+        unit.isThin = true
+        let storage = StorageKey(device: 1, inode: 1)
+        func make(_ capabilities: StoreCapabilities) throws -> LogicalUnit {
+            try LogicalUnit(
+                unit, store: MemoryStore([UInt8](repeating: 0, count: 4096), capabilities: capabilities),
+                storage: storage)
+        }
+        #expect(throws: BridgeError.self) { try make([.writable, .trims, .zeroesFast, .knowsAllocation]) }
+        #expect(try make([.writable, .unmaps]).isThin, "a device, for instance")
+        unit.isThin = nil
+        #expect(
+            try !make([.writable, .unmaps]).isThin && make([.writable, .unmaps, .knowsAllocation]).isThin)
+        unit.isThin = true
+        unit.readOnly = true
+        #expect(throws: BridgeError.self) { try BridgeDevice(units: [unit], logger: Bench.quiet) }
+    }
+
+    /// Parts that the backing cannot give back are written: UNMAP is never a promise that is not kept.
+    @Test func unmappedBlocksReadAsZerosEvenWhereNoSpaceIsGivenBack() throws {
+        let store = MemoryStore(
+            pattern(64 * 512, seed: 4), capabilities: [.writable, .unmaps, .knowsAllocation])
+        let bench = try Bench([Bench.unit(0, store)])
+        #expect(unmap(bench, [(1, 3)]).isGood)
+        #expect(try store.bytes(at: 512, count: 3 * 512) == [UInt8](repeating: 0, count: 3 * 512))
     }
 
     @Test func writeSameUnmapsWhereItMay() throws {

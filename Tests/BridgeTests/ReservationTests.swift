@@ -359,7 +359,9 @@ extension SCSIStatus {
             bench.send(
                 .capabilityReport(.operationCodes(selection, timeouts: timeouts, allocationLength: 8192)))
         }
-        let count = OperationTable.all.count
+        // The unit is thick: no UNMAP.
+        let count = OperationTable.all.count - 1
+        #expect(ask(.code(.unmap)).dataIn == [0, 1, 0, 0] && ask(.either(.unmap, 0)).dataIn == [0, 1, 0, 0])
         #expect(
             ask(.all).dataIn.count == 4 + 8 * count
                 && ask(.all, timeouts: true).dataIn.count == 4 + 20 * count)

@@ -92,6 +92,19 @@ import Testing
         ),
         (.block(.unmap(anchor: true, parameterListLength: 0x0118)), [0x42, 1, 0, 0, 0, 0, 0, 1, 0x18, 0]),
         (
+            .block(
+                .readDefectData(
+                    ReadDefectData(
+                        .ten, wantsPrimary: true, wantsGrown: false, format: 3, allocationLength: 0x0118))),
+            [0x37, 0, 0x13, 0, 0, 0, 0, 1, 0x18, 0]
+        ),
+        (
+            .block(
+                .readDefectData(
+                    ReadDefectData(.twelve, wantsPrimary: false, wantsGrown: true, allocationLength: 0x0118))),
+            [0xB7, 0x08, 0, 0, 0, 0, 0, 0, 1, 0x18, 0, 0]
+        ),
+        (
             .block(.writeSame10(WriteSame(lba: LBA(3), count: BlockCount(4), unmap: true))),
             [0x41, 8, 0, 0, 0, 3, 0, 0, 4, 0]
         ),

@@ -82,7 +82,7 @@ import Testing
             "target iqn.2026-01.net.example:configured on 127.0.0.1:0",
             "initiator \(Self.agent), with CHAP",
             "unit 0: \(scratch("unit0")), read-only, 2048 blocks of 512 bytes, for all",
-            "unit 1: \(scratch("unit1")), writable, 256 blocks of 4096 bytes, for \(Self.agent)",
+            "unit 1: \(scratch("unit1")), writable and thin, 256 blocks of 4096 bytes, for \(Self.agent)",
         ] { #expect(text.output.contains(line + "\n"), "\(text)") }
         #expect(!text.output.contains("own-secret"))
 
@@ -91,12 +91,13 @@ import Testing
             var initiators: [Initiator]
             var units: [Unit]
             struct Initiator: Decodable { var name: String, chap: Bool }
-            struct Unit: Decodable { var number: Int, readOnly: Bool, initiators: [String]? }
+            struct Unit: Decodable { var number: Int, readOnly: Bool, thin: Bool, initiators: [String]? }
         }
         let json = try check(["--json"])
         let output = try JSONDecoder().decode(Output.self, from: Data(json.output.utf8))
         #expect(output.portals == ["127.0.0.1:0"] && output.initiators.allSatisfy(\.chap))
         #expect(output.units.map(\.readOnly) == [true, false, false])
+        #expect(output.units.map(\.thin) == [false, true, true])
         #expect(output.units.map(\.initiators) == [nil, [Self.agent], [Self.other]])
 
         // While a bridge has the writable units locked, it is answered, too.
@@ -122,6 +123,9 @@ import Testing
             ("units:\n  - {number: 0}\n", ["line 2", "without a path"]),
             ("units: unit0\n", ["line 1", "'units' is not a list"]),
             ("units:\n  - {number: 0, path: unit0, block_size: 513}\n", ["513"]),
+            ("units:\n  - {number: 0, path: unit0, physical_block_size: 1536}\n", ["1536"]),
+            ("units:\n  - {number: 0, path: unit0, thin: maybe}\n", ["line 2", "'thin'"]),
+            ("units:\n  - {number: 0, path: unit0, read_only: true, thin: true}\n", ["line 2", "'thin'"]),
             ("portal: here\n" + units, ["line 1", "'here'"]),
             ("portal: \"[::1]:0\"\nportals: [\"127.0.0.1:0\"]\n" + units, ["line 1", "'portals'"]),
             ("portals: []\n" + units, ["line 1", "names none"]),
@@ -144,6 +148,21 @@ import Testing
             for word in words { #expect(result.errors.contains(word), "\(text)\(result)") }
             #expect(result.output.isEmpty)
         }
+    }
+
+    /// What says that it is thin and cannot be is refused, asked or started; sysfs stands for a file system that
+    /// cannot punch holes.
+    @Test func whatCannotBeThinIsRefused() throws {
+        let file = "/proc/self/comm"
+        try write("bridge.yaml", "units: [{number: 0, path: \(file), thin: true}]\n")
+        for options in [
+            ["--check-config", "--config", scratch("bridge.yaml")], ["--unit", "0=\(file),thin"],
+        ] {
+            let result = try Outboard.run(["bridge", "--portal", "127.0.0.1:0"] + options)
+            #expect(result.status == 64 && result.errors.contains("unit 0"), "\(result)")
+        }
+        let thick = try Outboard.run(["bridge", "--check-config", "--unit", "0=\(scratch("unit0")),thick"])
+        #expect(thick.output.contains("unit0, writable, 2048"), "\(thick)")
     }
 
     @Test func filesThatOthersMayUseAreRefused() throws {

@@ -7,7 +7,7 @@ public final class MemoryStore: BlockStore {
     public let capabilities: StoreCapabilities
 
     public init(
-        _ bytes: [UInt8], capabilities: StoreCapabilities = [.writable, .trims, .zeroesFast]
+        _ bytes: [UInt8], capabilities: StoreCapabilities = [.writable, .trims, .zeroesFast, .unmaps]
     ) {
         contents = Monitor(bytes)
         size = UInt64(bytes.count)
