@@ -120,9 +120,6 @@ struct EngineMover: CopyMover {
         _ engine: CopyEngine, _ plan: CopyPlan, _ range: Range<Int>, _ control: CopyControl
     ) throws(MoveFailure) {
         let pieces = plan.pieces[range]
-        // The engine writes to files, not through stores that would tell.
-        for piece in pieces { piece.target.watch.changing(piece.targetRange) }
-        defer { for piece in pieces { piece.target.watch.changing(piece.targetRange) } }
         let progress = CopyProgress()
         control.record.follow(progress, segments: pieces.map(\.segment))
         defer { control.record.settle() }

@@ -103,7 +103,8 @@ extension BridgeDevice {
         }
         do throws(MoveFailure) {
             if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: 0) }
-            try mover.move(work.plan, control)
+            // The engine writes to files, not through the units' stores, which would tell of it.
+            try work.plan.asChange { () throws(MoveFailure) in try mover.move(work.plan, control) }
         } catch {
             guard error.reason == .cancelled else {
                 let sense = Self.sense(error, work.plan)

@@ -1,6 +1,5 @@
 import Blocks
 import SCSI
-import Synchronization
 
 /// A representation of data (ROD): blocks of a unit that a token stands for, and that token's life.
 ///
@@ -126,98 +125,4 @@ final class TokenUse: Sendable {
     }
 
     deinit { data.endUse() }
-}
-
-/// Tells tokens that promise an instant's data when a unit's bytes change. Whoever changes them calls
-/// ``changing(_:)`` twice:
-///
-/// - before the first byte changes, so that nobody who reads what was not there before can take it for good: who uses
-///   a token looks whether it still lives *after* all was read;
-/// - after the last one did, for a token that was made meanwhile: its instant lies before or after the change, which
-///   was under way, but must not lie before it for one use and after it for the next.
-final class ChangeWatch: Sendable {
-    private let count = Atomic(0)
-    private let watched = Monitor<[RepresentedData]>([])
-
-    func add(_ data: RepresentedData) {
-        watched.withLock { watched in
-            watched.removeAll { $0.end != nil }
-            watched.append(data)
-            count.store(watched.count, ordering: .sequentiallyConsistent)
-        }
-    }
-
-    /// Costs one load while no such token lives.
-    func changing(_ range: ByteRange) {
-        guard count.load(ordering: .sequentiallyConsistent) > 0 else { return }
-        watched.withLock { watched in
-            for data in watched where data.represents(range) { data.end(.tokenRevoked) }
-            watched.removeAll { $0.end != nil }
-            count.store(watched.count, ordering: .sequentiallyConsistent)
-        }
-    }
-}
-
-/// A unit's store whose changes are told to a ``ChangeWatch``.
-final class WatchedStore: BlockStore {
-    private let base: any BlockStore
-    private let watch: ChangeWatch
-
-    init(_ base: any BlockStore, _ watch: ChangeWatch) {
-        self.base = base
-        self.watch = watch
-    }
-
-    var size: UInt64 { base.size }
-    var capabilities: StoreCapabilities { base.capabilities }
-    var isPrompt: Bool { base.isPrompt }
-
-    private func change<Result>(
-        _ range: ByteRange, _ body: () throws(StoreError) -> Result
-    ) throws(StoreError) -> Result {
-        watch.changing(range)
-        // What failed may have changed something all the same.
-        defer { watch.changing(range) }
-        return try body()
-    }
-
-    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
-        try base.read(at: offset, into: buffer)
-    }
-
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        try change(ByteRange(offset: offset, count: UInt64(buffer.count))) { () throws(StoreError) in
-            try base.write(buffer, at: offset, durable: durable)
-        }
-    }
-
-    func write(
-        gathering buffers: UnsafeBufferPointer<UnsafeRawBufferPointer>, at offset: UInt64, durable: Bool
-    ) throws(StoreError) {
-        let count = buffers.reduce(0) { $0 + $1.count }
-        try change(ByteRange(offset: offset, count: UInt64(count))) { () throws(StoreError) in
-            try base.write(gathering: buffers, at: offset, durable: durable)
-        }
-    }
-
-    func writePromptly(_ buffer: UnsafeRawBufferPointer, at offset: UInt64) throws(StoreError) -> Bool {
-        try change(ByteRange(offset: offset, count: UInt64(buffer.count))) { () throws(StoreError) in
-            try base.writePromptly(buffer, at: offset)
-        }
-    }
-
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        try change(range) { () throws(StoreError) in try base.writeZeroes(range, options: options) }
-    }
-
-    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
-        try change(range) { () throws(StoreError) in try base.trim(range, durable: durable) }
-    }
-
-    func flush() throws(StoreError) { try base.flush() }
-    func prefetch(_ range: ByteRange) throws(StoreError) { try base.prefetch(range) }
-
-    func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
-        try base.allocation(of: range, limit: limit)
-    }
 }

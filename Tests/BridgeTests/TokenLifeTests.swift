@@ -5,6 +5,23 @@ import Testing
 
 @testable import Bridge
 
+/// Moves nothing, and can be held while it does.
+private final class IdleMover: CopyMover {
+    private let state = Monitor((isHeld: false, waiting: 0))
+
+    func hold() { state.withLock { $0.isHeld = true } }
+    func awaitHeld() { state.wait { $0.waiting > 0 ? () : nil } }
+    func release() { state.withLockAndNotify { $0.isHeld = false } }
+
+    func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure) {
+        // That of POPULATE TOKEN.
+        if plan.pieces.isEmpty { return }
+        state.withLockAndNotify { $0.waiting += 1 }
+        state.wait { $0.isHeld ? nil : () }
+        state.withLock { $0.waiting -= 1 }
+    }
+}
+
 /// Whose a token is, for how long it is good, and what ends it.
 @Suite struct TokenLifeTests {
     // MARK: The secret
@@ -337,8 +354,8 @@ import Testing
         #expect(running.end().isGood)
     }
 
-    /// A write that was under way when the token was made ends it when it is done.
-    @Test func aChangeThatWasUnderWay() throws {
+    /// A token waits for a write that is under way, so that its instant lies behind it.
+    @Test func aChangeThatIsUnderWay() throws {
         let held = FaultyStore(size: 64 << 10)
         var stores: [any BlockStore] = (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }
         stores[0] = held
@@ -347,12 +364,53 @@ import Testing
         let write = bench.bench.task(
             Command.write(BlockTransfer(.sixteen, lba: LBA(5), count: BlockCount(1))).encoded(),
             data: [UInt8](repeating: 1, count: 512), on: bench.alpha)
-        let running = Running(bench.bench.device, write)
+        let writing = Running(bench.bench.device, write)
         held.awaitHeld()
-        let token = try bench.token(0, [(0, 8)])
+        let list = PopulateTokenList(TokenBench.ranges([(0, 8)])).encoded()
+        let populate = bench.bench.task(
+            Command.token(.populate(listIdentifier: 7, parameterListLength: list.count)).encoded(),
+            data: list,
+            on: bench.alpha)
+        let populating = Running(bench.bench.device, populate)
+        let watch = bench.bench.device.units[0].watch
+        while !watch.isAwaited, populating.isRunning {}
+        #expect(watch.isAwaited && populating.isRunning)
         held.release()
-        #expect(running.end().isGood)
-        #expect(bench.write(token, 1, [(0, 8)]).refusedToken(.tokenRevoked))
+        #expect(writing.end().isGood && populating.end().isGood)
+        let token = try #require(try bench.information().token)
+        #expect(bench.write(token, 1, [(0, 8)]).isGood)
+        #expect(
+            try bench.bench.device.units[1].store.bytes(at: 5 * 512, count: 512)
+                == [UInt8](repeating: 1, count: 512))
+        // A write elsewhere is no change of it.
+        #expect(bench.overwrite(0, 20).isGood && bench.write(token, 1, [(0, 8)]).isGood)
+    }
+
+    /// A copy that goes on revokes a token of what it writes, behind the units' stores, and nobody waits for it.
+    @Test func aCopyThatIsUnderWay() throws {
+        let mover = IdleMover()
+        let bench = try TokenBench(
+            (0..<6).map { MemoryStore(pattern: 64 << 10, seed: UInt64($0)) }, mover: mover)
+        let before = try bench.token(0, [(23, 2)])
+        let elsewhere = try bench.token(0, [(0, 8)])
+        let segments = [(0, 100), (8, 20)].map { (source: Int, target: Int) in
+            SegmentDescriptor(
+                source: 0, sourceLBA: LBA(UInt64(source)), destination: 1,
+                destinationLBA: LBA(UInt64(target)),
+                amount: .blocks(4, ofDestination: false))
+        }
+        let list = CopyParameterList(
+            listIdentifier: 1, cscds: [bench.bench.cscd(1), bench.bench.cscd(0)], segments: segments)
+        mover.hold()
+        let copying = Running(bench.bench.device, bench.bench.copyTask(list, on: bench.beta))
+        mover.awaitHeld()
+        let within = try bench.token(0, [(102, 1)])
+        let beside = try bench.token(0, [(104, 1), (24, 1), (19, 1)])
+        mover.release()
+        #expect(copying.end().isGood)
+        for token in [before, within] { #expect(bench.write(token, 1, [(0, 1)]).refusedToken(.tokenRevoked)) }
+        for token in [elsewhere, beside] { #expect(bench.write(token, 1, [(0, 1)]).isGood) }
+        #expect(bench.write(try bench.token(0, [(102, 1)]), 1, [(0, 1)]).isGood)
     }
 
     /// What two uses of one token copied while others wrote is the same, and was there at one instant.
