@@ -82,7 +82,8 @@ struct LoginPhase {
     private var initiatorTaskTag: UInt32 = 0
     private var cmdSN: UInt32 = 0
     private var statSN: UInt32 = 0
-    private var initiatorName: String?
+    /// In lower case.
+    private(set) var initiatorName: String?
     private var isDiscovery = false
     private var hasIdentified = false
     /// What the initiator of that name must prove; nil: nothing.
@@ -187,7 +188,7 @@ struct LoginPhase {
 
     /// Takes the keys that say who talks to whom out of the first request's.
     private mutating func identify(_ keys: inout [TextKey]) throws(Failure) -> [TextKey] {
-        let naming = ["InitiatorName", "TargetName", "SessionType", "InitiatorAlias"]
+        let naming = ["InitiatorName", "TargetName", "SessionType"]
         let named = Dictionary(
             keys.filter { naming.contains($0.key) }.map { ($0.key, $0.value) },
             uniquingKeysWith: { a, _ in a })
@@ -216,12 +217,12 @@ struct LoginPhase {
         if isDiscovery, tsih != 0 { throw Failure(.sessionDoesNotExist, "a discovery session to join") }
         // iSCSI names compare in lower case (RFC 7143 §4.2.7.2).
         let name = initiator.lowercased()
+        initiatorName = name
         switch target.access.demand(of: name) {
         case .nothing: break
         case .chap(let credentials): self.credentials = credentials
         case .refused: throw Failure(.authorizationFailure, "initiator \(name) is not among those let in")
         }
-        initiatorName = name
         hasIdentified = true
         if let name = named["TargetName"] {
             guard name.lowercased() == target.name.lowercased() else {
@@ -240,9 +241,10 @@ struct LoginPhase {
             switch key.key {
             case "AuthMethod": answers.append(try agreeOnMethod(key.value))
             case _ where key.key.hasPrefix("CHAP_"): chapKeys[key.key] = key.value
-            case _ where key.key.hasPrefix("X-") || key.key.hasPrefix("X#"):
-                answers.append(TextKey(key.key, OperationalNegotiation.notUnderstood))
-            default: throw Failure(.initiatorError, "\(key.key) in the security stage")
+            case "InitiatorAlias": break
+            case _ where OperationalNegotiation.isOperational(key.key):
+                throw Failure(.initiatorError, "\(key.key) in the security stage")
+            default: answers.append(TextKey(key.key, OperationalNegotiation.notUnderstood))
             }
         }
         if chap != nil {

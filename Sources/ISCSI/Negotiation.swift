@@ -45,6 +45,11 @@ struct OperationalNegotiation {
         return Int(length)
     }
 
+    /// Keys that have no place in the security stage.
+    static func isOperational(_ key: String) -> Bool {
+        key == "MaxRecvDataSegmentLength" || (loginOnly.contains(key) && key != "AuthMethod")
+    }
+
     /// Keys that have no place in full feature phase.
     static let loginOnly: Set<String> = [
         "AuthMethod", "HeaderDigest", "DataDigest", "MaxConnections", "InitiatorName", "TargetName",

@@ -272,6 +272,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             case .establish(let result): establish(result)
             case .execute(let tag, let task): execute(tag, task)
             case .reset(let tag, let scope): reset(tag, scope)
+            case .report(let refusal, let initiator):
+                logger.notice(
+                    "a login is refused",
+                    metadata: ["initiator": "\(initiator ?? "unknown")", "why": "\(refusal)"])
             case .endAllSessions:
                 flush()
                 shared.terminateAll(why: "cold reset", except: self)

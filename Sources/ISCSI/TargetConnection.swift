@@ -13,6 +13,8 @@ struct TargetConnection {
         case execute(tag: UInt32, SCSITask)
         /// Have the device reset on another thread, then call ``resetDone(_:)``.
         case reset(tag: UInt32, ResetScope)
+        /// Tell the operator that a login was refused, and of whom, if it had said.
+        case report(refusal: String, initiator: String?)
         /// End all other sessions of the target.
         case endAllSessions
         /// Close when all that was sent is written.
@@ -120,6 +122,7 @@ struct TargetConnection {
             case .reply(let response): put(response)
             case .fail(let response, let why):
                 put(response)
+                actions.append(.report(refusal: why, initiator: login.initiatorName))
                 close(why)
             case .finish(let response, let result):
                 phase = .establishing(response, result)

@@ -123,6 +123,49 @@ import Testing
         #expect(Self.status(peer.received.last) == 0x0205 && peer.closed != nil)
     }
 
+    /// Keys nobody knows are answered in every stage; the alias may come in any, and takes no answer.
+    @Test func keysOfTheSecurityStage() throws {
+        var peer = Peer()
+        peer.send(
+            Peer.loginRequest(
+                Peer.keys + [
+                    TextKey("InitiatorAlias", "me"), TextKey("AuthMethod", "CHAP,None"), TextKey("What", "1"),
+                    TextKey("X-com.example", "1"),
+                ], flags: Self.securityToOperational))
+        let first = try #require(peer.take().first)
+        #expect(first.flags == 0x81)
+        #expect(
+            try Self.keys(first) == [
+                "TargetPortalGroupTag": "1", "AuthMethod": "None", "What": "NotUnderstood",
+                "X-com.example": "NotUnderstood",
+            ])
+        peer.send(
+            Peer.loginRequest([TextKey("InitiatorAlias", "still me")], flags: Peer.operationalToFull))
+        #expect(peer.connection.isLoggedIn)
+        // Names are told once.
+        var twice = Peer()
+        twice.send(Peer.loginRequest(Peer.keys, flags: Self.securityToOperational))
+        twice.send(Peer.loginRequest(Peer.keys, flags: Peer.operationalToFull))
+        #expect(Self.status(twice.received.last) == 0x0200 && twice.closed != nil)
+    }
+
+    /// From the security stage straight to full feature phase, and without a security stage.
+    @Test func everyWayThroughTheStages() {
+        for steps: [UInt8] in [
+            [0x87], [0x83], [0x81, 0x87], [0x00, 0x81, 0x87], [0x04, 0x87], [0x00, 0x83],
+        ] {
+            var peer = Peer()
+            for (index, flags) in steps.enumerated() {
+                peer.send(Peer.loginRequest(index == 0 ? Peer.keys : [], flags: flags))
+                #expect(peer.received.last?.flags == flags && Self.status(peer.received.last) == 0)
+            }
+            #expect(peer.connection.isLoggedIn, "\(steps)")
+            // Each response took a StatSN, from the one that the initiator began with.
+            #expect(peer.received.map(\.statSN) == peer.received.indices.map(UInt32.init))
+            #expect(peer.received.map { $0[half: 14] } == steps.indices.map { $0 == steps.count - 1 ? 7 : 0 })
+        }
+    }
+
     @Test func aLoginThatNeverEndsDoes() {
         var peer = Peer()
         for _ in 0...ISCSILimits.loginRequests where peer.closed == nil {
@@ -207,6 +250,9 @@ import Testing
             #expect(LoginTests.status(peer.received.last) == status, "\(keys)")
             #expect(peer.closed != nil && !peer.connection.isLoggedIn)
         }
+        var wrong = start
+        wrong.send(Peer.loginRequest([name, TextKey("CHAP_R", "0x00")], flags: 0x83))
+        #expect(wrong.refusals == [["CHAP failed", "iqn.2026-01.net.example:peer"]])
         var control = start
         control.send(Peer.loginRequest([name, right], flags: 0x83))
         #expect(control.connection.isLoggedIn)
@@ -243,6 +289,7 @@ import Testing
         var stranger = Peer(access: .only(["iqn.2026-01.net.example:other": other]))
         stranger.logIn()
         #expect(LoginTests.status(stranger.received.last) == 0x0202 && stranger.closed != nil)
+        #expect(stranger.refusals.map { $0[1] } == [mine])
 
         let both = ISCSIAccess.only([mine: own, "iqn.2026-01.net.example:other": other])
         for (name, secret, fits) in [

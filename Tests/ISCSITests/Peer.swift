@@ -18,6 +18,7 @@ struct Peer {
     var resets: [(tag: UInt32, scope: ResetScope)] = []
     var closed: String?
     var hasEndedAll = false
+    var refusals: [[String]] = []
     var cmdSN: UInt32 = 100
     /// Bytes that were sent but are not yet reported as written.
     var unwritten: [(bytes: Int, cost: Int)] = []
@@ -50,6 +51,7 @@ struct Peer {
                 perform(connection.established(nexus, tsih: 7))
             case .execute(let tag, let task): executing.append((tag, task))
             case .reset(let tag, let scope): resets.append((tag, scope))
+            case .report(let refusal, let initiator): refusals.append([refusal, initiator ?? ""])
             case .endAllSessions: hasEndedAll = true
             case .close(let why): closed = why
             }
