@@ -145,9 +145,10 @@ public final class BridgeDevice: SCSITargetDevice {
     public func closeNexus(_ nexus: Nexus) {
         let state = nexuses.withLock { $0.removeValue(forKey: ObjectIdentifier(nexus)) }
         state?.close()
-        reservations.close(nexus)
-        // What goes on in the background has no thread of the transport's that could be waited for.
+        // What goes on in the background has no thread of the transport's that could be waited for. A unit that the
+        // session had reserved is nobody else's before.
         state?.awaitBackground()
+        reservations.close(nexus)
     }
 
     public func resetLogicalUnit(_ lun: LogicalUnitNumber, from nexus: Nexus) {
