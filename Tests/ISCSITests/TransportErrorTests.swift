@@ -37,9 +37,9 @@ import Testing
         peer.send(Peer.dataOut(1, ttt: r2t.targetTransferTag, sn: 1, offset: 256, data, final: true))
         let response = try #require(peer.take().first)
         #expect(response.opcode == Opcode.scsiResponse && response[byte: 3] == 2)
-        #expect(Array(response.data.dropFirst(2).prefix(3)) == [0x70, 0, 0x0B])
-        #expect(response.data[response.data.startIndex + 14] == 0x47)
-        #expect(response.data[response.data.startIndex + 15] == 0x05)
+        let sense = Array(response.data.dropFirst(2))
+        try #require(sense.count == 18)
+        #expect(sense[0] == 0x70 && sense[2] == 0x0B && sense[12] == 0x47 && sense[13] == 0x05)
         #expect(peer.executing.isEmpty && peer.closed == nil && peer.connection.heldBytes == 0)
         // The next one goes well.
         peer.send(peer.command(2, Self.tur, write: 4, data: [1, 2, 3, 4]))
@@ -99,6 +99,7 @@ import Testing
         let response = try #require(peer.take().first)
         #expect(response.opcode == Opcode.scsiResponse && response[byte: 3] == 2)
         let sense = Array(response.data.dropFirst(2))
+        try #require(sense.count == 18)
         #expect(sense[2] == 0x0B && sense[12] == 0x0C && sense[13] == 0x0D)
         #expect(peer.closed == nil && peer.executing.isEmpty && peer.connection.heldBytes == 0)
     }
