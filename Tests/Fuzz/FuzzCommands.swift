@@ -57,6 +57,16 @@ struct FuzzedDevice {
                 expectedDataOut: data.count))
     }
 
+    func withToken(_ list: [UInt8]) -> [UInt8] {
+        let place = 16..<(16 + RODToken.length)
+        guard list.count >= place.upperBound, list[place.lowerBound] == 0xFE,
+            let token = device.tokens.all(of: device.units).last
+        else { return list }
+        var list = list
+        list.replaceSubrange(place, with: token)
+        return list
+    }
+
     /// Nothing reached what may not be written, and what cannot be seen.
     func checkUntouched() {
         for unit in [Self.readOnlyUnit, Self.foreignUnit] {
@@ -68,7 +78,8 @@ struct FuzzedDevice {
 
 /// Commands one after the other: a byte (bits 0 to 2 the unit, bit 3 the nexus, bit 4 that data are filled up to 4 KiB,
 /// bit 5 that the unit is reset before, bit 6 that the nexus is lost and comes again), a CDB of the length that its
-/// first byte tells, two bytes of length, and data.
+/// first byte tells, two bytes of length, and data. In a list for WRITE USING TOKEN a token that begins with FEh is
+/// replaced by one that lives, because none can be guessed.
 ///
 /// What must hold: no trap; sense data that can be read with every CHECK CONDITION; data-in within what was asked for;
 /// read-only and foreign units stay as they are.
@@ -92,6 +103,7 @@ func fuzzCommands(_ input: [UInt8]) {
             fuzzed.device.closeNexus(nexus)
             fuzzed.device.openNexus(nexus)
         }
+        if code == OperationCode.extendedCopy.rawValue { data = fuzzed.withToken(data) }
         check(fuzzed.execute(cdb, data, unit: unit, nexus: nexus))
     }
     for nexus in fuzzed.nexuses { fuzzed.device.closeNexus(nexus) }
