@@ -142,11 +142,13 @@ public final class BridgeDevice: SCSITargetDevice {
         nexuses.withLock { $0[ObjectIdentifier(nexus)] = state }
     }
 
+    /// Waits for its commands and copies to end; so none of its commands may wait for this.
     public func closeNexus(_ nexus: Nexus) {
         let state = nexuses.withLock { $0.removeValue(forKey: ObjectIdentifier(nexus)) }
         state?.close()
-        // What goes on in the background has no thread of the transport's that could be waited for. A unit that the
-        // session had reserved is nobody else's before.
+        // A unit that the session had reserved is nobody else's before the last of its commands has ended, nor is one
+        // reserved by a command that comes behind. What goes on in the background has no thread of the transport's.
+        state?.awaitCommands()
         state?.awaitBackground()
         reservations.close(nexus)
     }
@@ -179,9 +181,14 @@ public final class BridgeDevice: SCSITargetDevice {
 
     public func execute(_ task: SCSITask) -> SCSIOutcome {
         // A nexus that is gone has nobody to answer to.
-        guard let state = nexuses.withLock({ $0[ObjectIdentifier(task.nexus)] }) else {
-            return SCSIOutcome(status: .taskAborted)
+        let found = nexuses.withLock { nexuses in
+            let state = nexuses[ObjectIdentifier(task.nexus)]
+            // Counted before the nexus can be closed.
+            state?.beginCommand()
+            return state
         }
+        guard let state = found else { return SCSIOutcome(status: .taskAborted) }
+        defer { state.endCommand() }
         do throws(CheckCondition) {
             return try dispatch(task, state)
         } catch {

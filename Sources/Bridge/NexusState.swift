@@ -18,6 +18,8 @@ final class NexusState: Sendable {
         var attentions: [Int: [AdditionalSenseCode]] = [:]
         /// Operations that run, and those whose results are held.
         var copies: [CopyKey: CopyRecord] = [:]
+        /// Commands that are being executed.
+        var commands = 0
         /// Operations that run, with or without an identifier.
         var running = 0
         /// Those of them that run on threads of the device's own.
@@ -52,6 +54,19 @@ final class NexusState: Sendable {
             return SenseData(.unitAttention, code)
         }
     }
+
+    // MARK: Commands
+
+    func beginCommand() { state.withLock { $0.commands += 1 } }
+
+    func endCommand() {
+        state.withLock { $0.commands -= 1 }
+        // Whoever waits has closed it before it saw that the command runs.
+        if isClosed { state.withLockAndNotify { _ in } }
+    }
+
+    /// Waits until none is executed; after ``close()``, and when none can begin any more.
+    func awaitCommands() { state.wait { $0.commands == 0 ? () : nil } }
 
     // MARK: Operations that run
 

@@ -10,7 +10,8 @@ public protocol SCSITargetDevice: AnyObject, Sendable {
     func openNexus(_ nexus: Nexus)
 
     /// The I_T nexus is lost: its commands have been marked aborted; reservations, list identifiers and
-    /// copies that belong to it end.
+    /// copies that belong to it end. Some of its commands may still run on other threads, or come: the device
+    /// gives others what the nexus had reserved only when the former have ended, and refuses the latter.
     func closeNexus(_ nexus: Nexus)
 
     /// Executes one command to its end. The transport has already refused a command whose expected

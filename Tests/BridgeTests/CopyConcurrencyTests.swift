@@ -120,9 +120,18 @@ final class Running: Sendable {
         let mine = Running(held.bench.device, held.bench.copyTask(held.list))
         let theirs = Running(held.bench.device, held.bench.copyTask(held.list, on: other))
         held.source.awaitHeld(2)
-        held.bench.device.closeNexus(held.bench.nexus)
+        let closing = Monitor(false)
+        let started = BlockingThread.start {
+            held.bench.device.closeNexus(held.bench.nexus)
+            closing.withLockAndNotify { $0 = true }
+        }
+        precondition(started)
+        // It waits for the copy, which waits for its read.
+        while held.bench.device.nexusStates.contains(where: { $0.nexus === held.bench.nexus }) {}
+        #expect(!closing.withLock { $0 })
         held.source.release()
         #expect(mine.end().status == .taskAborted)
+        closing.wait { $0 ? () : nil }
         #expect(theirs.end().isGood)
     }
 

@@ -248,6 +248,56 @@ import Testing
         #expect(ports.bench.send(reserve, on: other).status == .reservationConflict, "keys are registered")
     }
 
+    /// What a session has reserved is nobody else's while the end of one of its writes is still under way.
+    @Test func reserve6OutlivesTheSessionsLastWrite() throws {
+        let store = FaultyStore(size: 64 << 10)
+        let bench = try Bench([Bench.unit(0, store)])
+        let other = Bench.makeNexus(2)
+        bench.device.openNexus(other)
+        _ = bench.send(.testUnitReady, on: other)
+        let reserve = Command.reservation(.reserve6)
+        #expect(bench.send(reserve).isGood)
+        store.hold()
+        let write = Running(
+            bench.device,
+            bench.task(
+                [0x2A, 0, 0, 0, 0, 0, 0, 0, 8, 0], data: [UInt8](repeating: 7, count: 8 * 512), expecting: 0))
+        store.awaitHeld()
+        write.task.abort()
+        let closing = Monitor(false)
+        let started = BlockingThread.start {
+            bench.device.closeNexus(bench.nexus)
+            closing.withLockAndNotify { $0 = true }
+        }
+        precondition(started)
+        while bench.device.nexusStates.contains(where: { $0.nexus === bench.nexus }) {}
+        // For what must not come, there is no event to wait for: so long it is given.
+        #expect(closing.wait(nanoseconds: 100_000_000) { $0 ? () : nil } == nil)
+        #expect(bench.send(reserve, on: other).status == .reservationConflict)
+        // Nor does anything begin any more.
+        #expect(bench.send(reserve).status == .taskAborted)
+        store.release()
+        _ = write.end()
+        closing.wait { $0 ? () : nil }
+        #expect(bench.send(reserve, on: other).isGood)
+    }
+
+    /// However the two meet, no session that is gone has a unit reserved.
+    @Test func aReserve6ThatMeetsTheEndOfItsSession() throws {
+        let bench = try Bench([Bench.unit(0, MemoryStore(size: 64 << 10))])
+        let reserve = Command.reservation(.reserve6)
+        for number in 0..<200 {
+            let nexus = Bench.makeNexus(UInt64(100 + number))
+            bench.device.openNexus(nexus)
+            _ = bench.send(.testUnitReady, on: nexus)
+            let running = Running(bench.device, bench.task(reserve.encoded(), on: nexus))
+            bench.device.closeNexus(nexus)
+            _ = running.end()
+            #expect(bench.send(reserve).isGood)
+            #expect(bench.send(.reservation(.release6)).isGood)
+        }
+    }
+
     @Test func copiesHeedReservations() throws {
         let ports = try Ports()
         let bench = ports.bench
