@@ -35,7 +35,7 @@ extension TargetConnection {
 
     /// The 16 bytes of the header, and the rest from an extended CDB segment (RFC 7143 §11.2.2.3).
     private static func cdb(of pdu: PDU) throws(ProtocolViolation) -> [UInt8] {
-        let cdb = Array(pdu.encoded()[32..<48])
+        let cdb = Array(pdu.header[32..<PDU.headerLength])
         var rest = pdu.additionalHeaders[...]
         var extended: ArraySlice<UInt8> = []
         while let high = rest.first {

@@ -60,7 +60,7 @@ struct Liveness {
         last = now
     }
 
-    /// Bytes came, or were taken by a peer that is held back.
+    /// Bytes came, or the peer took some of those that waited for it.
     /// - Parameter isRequest: a request has become whole with them.
     mutating func heard(isRequest: Bool, now: UInt64) {
         switch phase {

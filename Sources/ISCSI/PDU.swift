@@ -173,16 +173,21 @@ extension PDU {
         return Self.headerLength + additionalHeaders.count + padded + digestBytes
     }
 
-    /// Hands the bytes of the PDU to `sink`, piece after piece.
-    func encode(_ digests: Digests, to sink: (UnsafeRawBufferPointer) -> Void) {
-        precondition(additionalHeaders.count % 4 == 0 && additionalHeaders.count <= 255 * 4)
-        precondition(data.count < 1 << 24)
+    /// The basic header segment with the lengths in it.
+    var encodedHeader: [UInt8] {
         var head = header
         head[4] = UInt8(additionalHeaders.count / 4)
         head[5] = UInt8(data.count >> 16)
         head[6] = UInt8(truncatingIfNeeded: data.count >> 8)
         head[7] = UInt8(truncatingIfNeeded: data.count)
-        head += additionalHeaders
+        return head
+    }
+
+    /// Hands the bytes of the PDU to `sink`, piece after piece.
+    func encode(_ digests: Digests, to sink: (UnsafeRawBufferPointer) -> Void) {
+        precondition(additionalHeaders.count % 4 == 0 && additionalHeaders.count <= 255 * 4)
+        precondition(data.count < 1 << 24)
+        var head = encodedHeader + additionalHeaders
         if digests.header { head += Self.digest(CRC32C.checksum(head)) }
         head.withUnsafeBytes(sink)
         guard !data.isEmpty else { return }

@@ -76,7 +76,7 @@ struct TaskManagement {
     var awaited: Set<UInt32>
     /// The device's part of a reset is still to come.
     var awaitsDevice: Bool
-    /// All sessions are ended behind the answer.
+    /// Sessions are ended behind the answer.
     var isCold = false
 
     var isDone: Bool { awaited.isEmpty && !awaitsDevice }

@@ -3,113 +3,6 @@ import Logging
 import NIOCore
 import SCSI
 
-/// What all connections of a target share.
-final class TargetShared: Sendable {
-    let device: any SCSITargetDevice
-    let identity: TargetIdentity
-    let logger: Logger
-    let registry: SessionRegistry
-    let budget = DataBudget()
-    let portals = PortalList()
-    let times: ISCSITimes
-    private let limits: (connections: Int, inLogin: Int)
-    private let connections = Monitor(Connections())
-
-    private struct Connections {
-        /// Those that are being accepted included.
-        var count = 0
-        var open: [ObjectIdentifier: ConnectionHandler] = [:]
-        /// In the order in which they came.
-        var inLogin: [ConnectionHandler] = []
-        /// The last one that came was one too many.
-        var isFull = false
-    }
-
-    init(
-        device: any SCSITargetDevice, identity: TargetIdentity, _ configuration: ISCSITargetConfiguration,
-        logger: Logger
-    ) {
-        self.device = device
-        self.identity = identity
-        self.logger = logger
-        times = configuration.times
-        registry = SessionRegistry(patience: configuration.times.reinstatement)
-        limits = (configuration.connections, configuration.loginConnections)
-    }
-
-    /// Counts a new connection, if there may be one more.
-    func admitConnection() -> Bool {
-        let (admitted, isNews) = connections.withLock { state -> (Bool, Bool) in
-            guard state.count < limits.connections else {
-                defer { state.isFull = true }
-                return (false, !state.isFull)
-            }
-            state.isFull = false
-            state.count += 1
-            return (true, false)
-        }
-        if isNews { logger.warning("too many connections: whoever comes now is sent away") }
-        return admitted
-    }
-
-    /// One that was admitted never came to be.
-    func withdrawConnection() { connections.withLock { $0.count -= 1 } }
-
-    func opened(_ handler: ConnectionHandler) {
-        let tooMuch = connections.withLock { state -> ConnectionHandler? in
-            state.open[ObjectIdentifier(handler)] = handler
-            state.inLogin.append(handler)
-            return state.inLogin.count > limits.inLogin ? state.inLogin.removeFirst() : nil
-        }
-        tooMuch?.terminate(why: "too many connections in login, of which this is the oldest")
-    }
-
-    /// It has proven who it is, or has ended.
-    func leftLogin(_ handler: ConnectionHandler) {
-        connections.withLock { $0.inLogin.removeAll { $0 === handler } }
-    }
-
-    /// Ends all sessions.
-    func terminateAll(why: String, except own: ConnectionHandler? = nil) {
-        for handler in connections.withLock({ Array($0.open.values) }) where handler !== own {
-            handler.terminate(why: why)
-        }
-    }
-
-    func ended(_ handler: ConnectionHandler) {
-        connections.withLockAndNotify { state in
-            if state.open.removeValue(forKey: ObjectIdentifier(handler)) != nil { state.count -= 1 }
-            state.inLogin.removeAll { $0 === handler }
-        }
-    }
-
-    /// Asks all to log out, then closes who has not, those with commands under way last, then waits until every
-    /// nexus is closed.
-    func endConnections(on loop: any EventLoop, drainSeconds: Int64) async {
-        for handler in connections.withLock({ Array($0.open.values) }) { handler.requestLogout() }
-        if await isEmpty(within: times.logout, on: loop) { return }
-        for handler in connections.withLock({ Array($0.open.values) }) { handler.terminateWhenIdle() }
-        if await !isEmpty(within: .seconds(drainSeconds), on: loop) {
-            terminateAll(why: "shutdown")
-            // Longer than any device should take to notice that its commands are aborted.
-            if await !isEmpty(within: .seconds(30), on: loop) { logger.error("a session does not end") }
-        }
-    }
-
-    private func isEmpty(within duration: Duration, on loop: any EventLoop) async -> Bool {
-        let promise = loop.makePromise(of: Bool.self)
-        let wait: @Sendable () -> Void = { [self] in
-            let empty = connections.wait(nanoseconds: Liveness.nanoseconds(duration)) {
-                $0.open.isEmpty ? true : nil
-            }
-            promise.succeed(empty ?? false)
-        }
-        if !BlockingThread.start(wait) { promise.succeed(false) }
-        // The promise is never failed.
-        return (try? await promise.futureResult.get()) ?? false
-    }
-}
-
 /// Carries one ``TargetConnection`` over a socket.
 ///
 /// Unchecked: all its state is touched on the channel's event loop only; other threads come in by `loop`.
@@ -117,8 +10,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     typealias InboundIn = ByteBuffer
     typealias OutboundOut = ByteBuffer
 
-    /// Bytes gathered into one write.
-    private static let writeBytes = 1 << 20
+    /// Bytes gathered into one write; that one is done is the sign of life of a peer that only takes.
+    private static let writeBytes = 256 << 10
 
     private let channel: any Channel
     private let loop: any EventLoop
@@ -128,12 +21,16 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     private var pool: WorkerPool?
     private var key: SessionRegistry.Key?
     private var nexus: Nexus?
+    /// The units that the session saw at its last reset.
+    private var seen: [LogicalUnitNumber] = []
     private var liveness: Liveness
     private var nextLook: Scheduled<Void>?
     /// A thread makes the session; it comes back by ``established(_:_:tsih:)`` or ``refused(_:)``.
     private var isEstablishing = false
     /// The peer is being held back.
     private var isReadPaused = false
+    /// What is written now is written at once.
+    private var isFlushing = false
     private var isInactive = false
     /// The target shuts down: the session ends when these are answered. What comes later does not prolong it.
     private var lastTags: Set<UInt32>?
@@ -168,7 +65,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     /// Sees whether the peer is still there, and when to look again.
     private func look() {
         guard !isInactive else { return }
-        let (verdict, next) = liveness.look(now: MonotonicClock.now, canPing: !isReadPaused)
+        let (verdict, next) = liveness.look(now: MonotonicClock.now, canPing: connection.wantsInput)
         switch verdict {
         case .alive: break
         case .ping: perform(connection.ping())
@@ -219,6 +116,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             return shared.ended(self)
         }
         let end: @Sendable () -> Void = { [self, shared, pool] in
+            // The device waits for what it is at, and only then gives others what was reserved. Nor does the end of
+            // the threads come first: a command may wait for a copy in the background, which ends with the nexus.
             shared.device.closeNexus(nexus)
             // The session has ended when nothing of it runs any more.
             pool?.waitUntilEnded()
@@ -276,9 +175,9 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
                 logger.notice(
                     "a login is refused",
                     metadata: ["initiator": "\(initiator ?? "unknown")", "why": "\(refusal)"])
-            case .endAllSessions:
+            case .endSessions:
                 flush()
-                shared.terminateAll(why: "cold reset", except: self)
+                endSessions()
             case .close(let why):
                 flush()
                 logger.debug("closing", metadata: ["why": "\(why)"])
@@ -286,15 +185,22 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             }
         }
         flush()
+        let wasFlushing = isFlushing
+        isFlushing = true
         channel.flush()
+        isFlushing = wasFlushing
     }
 
     private func write(_ buffer: ByteBuffer, bytes: Int, cost: Int) {
         let promise = loop.makePromise(of: Void.self)
         // Written or failed: either way the memory is free again, and a failure closes the channel.
-        promise.futureResult.whenComplete { [self] _ in
+        promise.futureResult.whenComplete { [self] result in
+            // What waited has gone because the peer took something. What went at once, a ping perhaps, only says that
+            // the kernel had room.
+            if case .success = result, !isFlushing {
+                liveness.heard(isRequest: false, now: MonotonicClock.now)
+            }
             perform(connection.written(bytes: bytes, cost: cost))
-            if isReadPaused { liveness.heard(isRequest: false, now: MonotonicClock.now) }
             if isReadPaused, connection.wantsInput {
                 isReadPaused = false
                 channel.read()
@@ -308,6 +214,14 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         let promise = loop.makePromise(of: Void.self)
         promise.futureResult.whenComplete { [channel] _ in channel.close(promise: nil) }
         channel.writeAndFlush(channel.allocator.buffer(capacity: 0), promise: promise)
+    }
+
+    /// A cold reset: whoever sees a unit that this session does not see is none of its business.
+    private func endSessions() {
+        let end: @Sendable () -> Void = { [self, shared, seen] in
+            shared.terminateSessions(within: seen, why: "cold reset", except: self)
+        }
+        if !BlockingThread.start(end) { logger.error("no thread to end the other sessions") }
     }
 
     private func establish(_ result: LoginResult) {
@@ -345,6 +259,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         if let key {
             self.nexus = nexus
             self.key = key
+            shared.entered(self, nexus)
         }
         // The peer may have gone meanwhile: then the nexus ends at once.
         if isInactive { return endNexus() }
@@ -391,8 +306,12 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     private func reset(_ tag: UInt32, _ scope: ResetScope) {
         guard let nexus else { return }
         let work: @Sendable () -> Void = { [self, shared] in
-            let answer = reset(scope, nexus, shared)
-            loop.execute { self.perform(self.connection.resetDone(tag, answer)) }
+            let seen = shared.units(seenBy: nexus)
+            let answer = reset(scope, seen, nexus, shared)
+            loop.execute {
+                self.seen = seen
+                self.perform(self.connection.resetDone(tag, answer))
+            }
         }
         // Without a thread the function is not answered, and the initiator goes on to harder means.
         if !BlockingThread.start(work) { logger.error("no thread for a reset") }
@@ -400,9 +319,9 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     /// Blocks.
     private func reset(
-        _ scope: ResetScope, _ nexus: Nexus, _ shared: TargetShared
+        _ scope: ResetScope, _ seen: [LogicalUnitNumber], _ nexus: Nexus, _ shared: TargetShared
     ) -> TaskManagement.Response {
-        var concerned = units(nexus)
+        var concerned = seen
         if let unit = scope.unit {
             // What this session does not see is not there for it, whatever others do with it.
             concerned.removeAll { !$0.means(unit) }
@@ -416,21 +335,6 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         if case .taskSet = scope { return .complete }
         for unit in concerned { shared.device.resetLogicalUnit(unit, from: nexus) }
         return .complete
-    }
-
-    /// The units that this session sees, as the device reports them.
-    private func units(_ nexus: Nexus) -> [LogicalUnitNumber] {
-        let cdb = Command.reportLUNs(select: ReportLUNs.selectAll, allocationLength: 1 << 17).encoded()
-        let task = SCSITask(
-            nexus: nexus, lun: LogicalUnitNumber(rawValue: 0), cdb: cdb, dataOut: [], expectedDataIn: 1 << 17,
-            expectedDataOut: 0)
-        let outcome = shared.device.execute(task)
-        // The session has ended meanwhile: nobody waits for the reset.
-        if outcome.status == .taskAborted { return [] }
-        do throws(MalformedParameterData) { return try ReportLUNs.decode(outcome.dataIn).units } catch {
-            logger.error("the device does not report its units", metadata: ["error": "\(error)"])
-            return []
-        }
     }
 
     // MARK: From other threads

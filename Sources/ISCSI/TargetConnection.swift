@@ -15,8 +15,8 @@ struct TargetConnection {
         case reset(tag: UInt32, ResetScope)
         /// Tell the operator that a login was refused, and of whom, if it had said.
         case report(refusal: String, initiator: String?)
-        /// End all other sessions of the target.
-        case endAllSessions
+        /// End the other sessions that see no more than this one.
+        case endSessions
         /// Close when all that was sent is written.
         case close(why: String)
     }
@@ -261,7 +261,7 @@ struct TargetConnection {
         var response = PDU(Opcode.reject)
         response[byte: 2] = reason.rawValue
         response[word: 16] = reservedTag
-        response.data = pdu.encoded().prefix(PDU.headerLength)
+        response.data = pdu.encodedHeader[...]
         putStatus(&response)
     }
 }

@@ -128,9 +128,9 @@ extension TargetConnection {
     private mutating func end(_ tag: UInt32) {
         let isCold = functions.removeValue(forKey: tag)?.isCold == true
         respond(tag, .complete)
-        // RFC 7143 §11.5.1: then all connections to all initiators end.
+        // RFC 7143 §11.5.1: then the connections end, to other initiators, too.
         guard isCold else { return }
-        actions.append(.endAllSessions)
+        actions.append(.endSessions)
         close("cold reset")
     }
 

@@ -49,10 +49,30 @@ final class RawSocket: @unchecked Sendable {
         #expect(Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL)) == bytes.count)
     }
 
-    /// Sends a PDU that the target may not want any more.
-    func offer(_ pdu: PDU) {
-        let bytes = pdu.encoded()
-        _ = Glibc.send(handle, bytes, bytes.count, Int32(MSG_NOSIGNAL))
+    /// Sends a PDU, or the first `bytes` of it, that the target may not want any more.
+    func offer(_ pdu: PDU, bytes length: Int = .max) {
+        let bytes = pdu.encoded().prefix(length)
+        bytes.withUnsafeBytes { _ = Glibc.send(handle, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
+    }
+
+    /// The PDUs that are whole in the next `count` bytes; fewer at the end of the connection, or where a PDU of fewer
+    /// than that many bytes was the last.
+    func take(_ count: Int) throws -> [PDU] {
+        var buffer = [UInt8](repeating: 0, count: 64 << 10)
+        var pdus: [PDU] = []
+        var left = count
+        while left > 0, pdus.last.map({ !$0.isLastDataIn }) ?? true {
+            var wait = pollfd(fd: handle, events: Int16(POLLIN), revents: 0)
+            try #require(poll(&wait, 1, 300_000) == 1)
+            let got = recv(handle, &buffer, min(left, buffer.count), 0)
+            try #require(got > 0, "the connection ended")
+            left -= got
+            try buffer.withUnsafeBytes { bytes in
+                var input = UnsafeRawBufferPointer(rebasing: bytes[..<got])
+                while let pdu = try decoder.next(&input) { pdus.append(pdu) }
+            }
+        }
+        return pdus
     }
 
     /// The next PDU; nil at the end of the connection. Waits at most 300 s, since tests that block may keep the pool's threads that long, else the test has failed.
@@ -305,6 +325,11 @@ final class RawSocket: @unchecked Sendable {
         await target.shutdown()
         #expect(device.state.withLock { $0.openNexuses.isEmpty && $0.opened == $0.closed })
     }
+}
+
+extension PDU {
+    /// A Data-In that carries the status.
+    fileprivate var isLastDataIn: Bool { opcode == Opcode.dataIn && flags & 1 == 1 }
 }
 
 extension RawSocket {

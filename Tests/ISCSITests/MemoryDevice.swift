@@ -12,6 +12,8 @@ final class MemoryDevice: SCSITargetDevice {
         var closed = 0
         var resets: [LogicalUnitNumber] = []
         var executed = 0
+        /// What sessions see, by their identifiers; others see unit 0.
+        var visible: [UInt64: [Int]] = [:]
         /// Commands that hang in ``hangCode`` until they are aborted or the gate opens.
         var hanging = 0
         var isGateOpen = false
@@ -63,7 +65,11 @@ final class MemoryDevice: SCSITargetDevice {
         }
         do throws(CheckCondition) {
             let command = try Command(decoding: task.cdb)
-            if case .reportLUNs = command { return SCSIOutcome(status: .good, dataIn: Self.units) }
+            if case .reportLUNs = command {
+                let visible = state.withLock { $0.visible[task.nexus.sessionIdentifier] } ?? [0]
+                return SCSIOutcome(
+                    status: .good, dataIn: ReportLUNs.encode(visible.compactMap { LogicalUnitNumber($0) }))
+            }
             guard task.lun.rawValue == 0 else {
                 throw CheckCondition(SenseData(.illegalRequest, .logicalUnitNotSupported))
             }
@@ -72,8 +78,6 @@ final class MemoryDevice: SCSITargetDevice {
             return .checkCondition(error.sense)
         }
     }
-
-    private static let units = ReportLUNs.encode([LogicalUnitNumber(rawValue: 0)])
 
     private func hang(_ task: SCSITask) -> SCSIOutcome {
         state.withLockAndNotify { $0.hanging += 1 }

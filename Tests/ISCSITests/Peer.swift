@@ -52,7 +52,7 @@ struct Peer {
             case .execute(let tag, let task): executing.append((tag, task))
             case .reset(let tag, let scope): resets.append((tag, scope))
             case .report(let refusal, let initiator): refusals.append([refusal, initiator ?? ""])
-            case .endAllSessions: hasEndedAll = true
+            case .endSessions: hasEndedAll = true
             case .close(let why): closed = why
             }
         }

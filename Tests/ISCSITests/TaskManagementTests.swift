@@ -100,6 +100,33 @@ import Testing
         await target.shutdown()
     }
 
+    /// Whose units the asker does not see, he does not know.
+    @Test func aColdResetLeavesAloneWhoSeesMore() async throws {
+        let device = MemoryDevice()
+        device.state.withLock { $0.visible = [1: [0], 2: [0], 3: [0, 1], 4: [5], 5: []] }
+        let target = try await LifecycleTests.start(device)
+        let sockets = try (1..<6).map { isid in
+            let socket = try RawSocket(port: target.port)
+            try socket.logIn(isid: UInt64(isid))
+            return socket
+        }
+        var peer = Peer()
+        // One that sees nothing ends nobody but itself.
+        sockets[4].send(peer.request(Opcode.taskManagementRequest, 9, flags: 0x87, immediate: true))
+        #expect(try sockets[4].receive()?[byte: 2] == 0)
+        #expect(try sockets[4].receive() == nil)
+        sockets[0].send(peer.request(Opcode.taskManagementRequest, 9, flags: 0x87, immediate: true))
+        #expect(try sockets[0].receive()?[byte: 2] == 0)
+        for ended in [sockets[0], sockets[1]] { #expect(try ended.receive() == nil) }
+        #expect(device.state.wait(nanoseconds: 120_000_000_000) { $0.closed == 3 ? true : nil } == true)
+        for alive in sockets[2...3] {
+            var its = Peer()
+            alive.offer(its.command(1, [0, 0, 0, 0, 0, 0]))
+            #expect(try alive.receive()?.opcode == Opcode.scsiResponse)
+        }
+        await target.shutdown()
+    }
+
     /// Whoever does not see a unit can neither reset it nor end what others do with it.
     @Test(arguments: [UInt8(2), 4, 5])
     func aUnitThatIsNotSeenIsNotThere(function: UInt8) async throws {
