@@ -75,7 +75,11 @@ public final class BridgeDevice: SCSITargetDevice {
         let states = nexusStates
         for state in states { state.close() }
         for state in states { state.awaitBackground() }
-        for unit in units { unit.file?.close() }
+        for unit in units { tokens.revoke(unit: unit) }
+        for unit in units {
+            unit.watch.forgetEnded()
+            unit.file?.close()
+        }
     }
 
     /// The units in ascending order of their numbers.

@@ -50,6 +50,9 @@ final class ChangeWatch: Sendable {
         }
     }
 
+    /// Lets go of tokens that have ended, which hold their unit and so this.
+    func forgetEnded() { state.withLock { sweep(&$0) } }
+
     /// Whether somebody waits in ``add(_:)``; for tests.
     var isAwaited: Bool { state.withLock { $0.adding > 0 } }
 

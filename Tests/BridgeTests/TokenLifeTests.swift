@@ -24,6 +24,19 @@ private final class IdleMover: CopyMover {
 
 /// Whose a token is, for how long it is good, and what ends it.
 @Suite struct TokenLifeTests {
+    /// A token of an instant holds its unit, whose watch holds it.
+    @Test func aDeviceIsFreedWithItsTokens() throws {
+        weak var unit: LogicalUnit?
+        do {
+            let bench = try TokenBench()
+            _ = try bench.token(0, [(0, 8)])
+            unit = bench.bench.device.units.first
+            #expect(unit != nil)
+            bench.bench.device.close()
+        }
+        #expect(unit == nil)
+    }
+
     // MARK: The secret
 
     @Test func onlyTheVeryToken() throws {
