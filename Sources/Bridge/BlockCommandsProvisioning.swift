@@ -90,7 +90,7 @@ extension BlockCommands {
             offset: start.offset, count: min(unit.store.size - start.offset, most))
         var extents: [AllocationExtent] = []
         if unit.isThin {
-            // Two more than wanted: neighbours melt into one where blocks are coarser than extents.
+            // Twice as many as wanted: neighbours melt into one where blocks are coarser than extents.
             try store(.read, lba) { () throws(StoreError) in
                 extents = try unit.store.allocation(of: range, limit: 2 * limit)
             }

@@ -9,7 +9,7 @@ import Synchronization
 /// finds that it still lives has read nothing but that instant's bytes.
 ///
 /// Changes are listed with their ranges only while somebody watches. Those that are not are counted: two atomic additions and
-/// two loads for each. Who adds the first token has new changes listed from now on, and waits until the counted ones
+/// two loads for each, and a third load for the last of those that are under way. Who adds the first token has new changes listed from now on, and waits until the counted ones
 /// have ended; what goes on for long, as copies do, is always listed, so that nobody waits for it.
 final class ChangeWatch: Sendable {
     private struct State {

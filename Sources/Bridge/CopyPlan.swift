@@ -102,7 +102,7 @@ struct CopyDevice: Sendable {
 }
 
 /// Data of earlier segments that go in front of the next (SPC-2 table 30, which SPC-3 and SPC-4 keep): where they
-/// lie. They are read when they are written.
+/// lie. They are read when they are written; a list that would overwrite them before is refused.
 struct CopyResidue {
     /// Residual destination data, which did not fill a block, and behind them residual source data, which were read
     /// because blocks are read whole.
@@ -265,7 +265,25 @@ struct SegmentPlanner {
         let written = data.take(used)
         data.destinationCount = fate.isPadded ? 0 : amounts.destinationResidue
         residue = fate.isKept ? data : CopyResidue()
-        return place(written, padding, target, range.offset)
+        let pieces = place(written, padding, target, range.offset)
+        try requireReadBeforeWritten(pieces, residue)
+        return pieces
+    }
+
+    /// Pieces are read when it is their turn, and a residue when a later segment writes it: no piece may overwrite what
+    /// is still to be read, since all of it counts as read by the segments that named it.
+    private func requireReadBeforeWritten(
+        _ pieces: [CopyPiece], _ residue: CopyResidue
+    ) throws(CheckCondition) {
+        for (position, piece) in pieces.enumerated() {
+            let isLater = pieces[(position + 1)...].contains {
+                $0.source?.storage == piece.target.storage && $0.sourceRange.overlaps(piece.targetRange)
+            }
+            let isHeld = residue.extents.contains {
+                $0.unit.storage == piece.target.storage && $0.range.overlaps(piece.targetRange)
+            }
+            if isLater || isHeld { throw aborted(.invalidFieldInParameterList, field: 20) }
+        }
     }
 
     /// What becomes of data that are left over (SPC-2 table 30 and its note).
