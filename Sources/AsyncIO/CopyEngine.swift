@@ -113,7 +113,7 @@ public final class CopyEngine {
         var pieces = CopyPieces(plan.makeIterator(), chunkSize: chunkSize)
         while true {
             if !isCancelled, cancelled() { isCancelled = true }
-            if failure == nil, !isCancelled { issue(&pieces, &targets) }
+            if failure == nil, !isCancelled { issue(&pieces, &targets, cancelled) }
             submit()
             report(pieces.segmentsIssued)
             if busy == 0 {
@@ -134,10 +134,11 @@ public final class CopyEngine {
     // MARK: From the plan to requests
 
     private func issue(
-        _ pieces: inout CopyPieces<some IteratorProtocol<CopySegment>>, _ targets: inout [StorageFile]
+        _ pieces: inout CopyPieces<some IteratorProtocol<CopySegment>>, _ targets: inout [StorageFile],
+        _ cancelled: () -> Bool
     ) {
         while let piece = pieces.next, let index = idle.last {
-            guard !slots.contains(where: { Self.blocks(piece, $0) }), lock(piece) else { return }
+            guard !slots.contains(where: { Self.blocks(piece, $0) }), lock(piece, cancelled) else { return }
             idle.removeLast()
             _ = pieces.take()
             if targets.last !== piece.target, !targets.contains(where: { $0 === piece.target }) {
@@ -155,29 +156,44 @@ public final class CopyEngine {
 
     /// Takes the locks that a piece holds while it is under way, or none: those that the plan gives, then the
     /// target file's, which keeps apart from the file's own read-modify-writes (only files that are written past
-    /// the page cache need it).
-    private func lock(_ piece: CopyPiece) -> Bool {
-        guard take(piece.sourceRanges, piece.sourceRange, exclusive: false) else { return false }
-        guard take(piece.targetRanges, piece.targetRange, exclusive: false) else {
-            piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
-            return false
-        }
+    /// the page cache need it). While other pieces are under way it does not wait.
+    private func lock(_ piece: CopyPiece, _ cancelled: () -> Bool) -> Bool {
         let file = piece.target.isDirect ? piece.target.ranges : nil
-        guard take(file, piece.lockRange, exclusive: piece.writesBuffered) else {
-            piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
-            piece.targetRanges?.unlock(piece.targetRange, exclusive: false)
-            return false
+        guard lockUnits(piece, cancelled) else { return false }
+        // Who holds ranges of a file waits for nothing but the device: so holding others does no harm.
+        if Self.isTaken(file, piece.lockRange, exclusive: piece.writesBuffered)
+            || busy == 0
+                && file?.lock(piece.lockRange, exclusive: piece.writesBuffered, unless: cancelled) == true
+        {
+            return true
         }
-        return true
+        piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
+        piece.targetRanges?.unlock(piece.targetRange, exclusive: false)
+        return false
     }
 
-    /// Waits only when no other piece is under way.
-    private func take(_ ranges: RangeLock?, _ range: ByteRange, exclusive: Bool) -> Bool {
-        guard let ranges else { return true }
-        if ranges.tryLock(range, exclusive: exclusive) { return true }
-        if busy > 0 { return false }
-        ranges.lock(range, exclusive: exclusive)
-        return true
+    /// Both of what the plan gives, or none. It waits its turn for one of them only, holding nothing; for the other it
+    /// does not, because who is before it there may wait for the first.
+    private func lockUnits(_ piece: CopyPiece, _ cancelled: () -> Bool) -> Bool {
+        let (source, target) = (piece.sourceRanges, piece.targetRanges)
+        if Self.isTaken(source, piece.sourceRange) {
+            if Self.isTaken(target, piece.targetRange) { return true }
+            source?.unlock(piece.sourceRange, exclusive: false)
+            guard busy == 0, let target else { return false }
+            guard target.lock(piece.targetRange, exclusive: false, unless: cancelled) else { return false }
+            if source?.lockPassing(piece.sourceRange, unless: cancelled) ?? true { return true }
+            target.unlock(piece.targetRange, exclusive: false)
+            return false
+        }
+        guard busy == 0, let source else { return false }
+        guard source.lock(piece.sourceRange, exclusive: false, unless: cancelled) else { return false }
+        if target?.lockPassing(piece.targetRange, unless: cancelled) ?? true { return true }
+        source.unlock(piece.sourceRange, exclusive: false)
+        return false
+    }
+
+    private static func isTaken(_ ranges: RangeLock?, _ range: ByteRange, exclusive: Bool = false) -> Bool {
+        ranges?.tryLock(range, exclusive: exclusive) ?? true
     }
 
     /// Puts the rest of a slot's phase into the queue.

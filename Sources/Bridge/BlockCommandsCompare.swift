@@ -12,9 +12,8 @@ extension BlockCommands {
             case .data: Int(range.count)
             case .oneBlock: Int(unit.blockSize)
             }
-        if check == .oneBlock, task.dataOut.count < wanted, !range.isEmpty {
-            throw CheckCondition(SenseTable.dataPhaseError)
-        }
+        // A part of a comparison is none.
+        if task.dataOut.count < wanted, !range.isEmpty { throw CheckCondition(SenseTable.wrongDataLength) }
         guard try compare(range, check, lock: true) else { return SCSIOutcome(status: .taskAborted) }
         return SCSIOutcome(status: .good, dataOutUsed: range.isEmpty ? 0 : wanted)
     }
@@ -26,11 +25,22 @@ extension BlockCommands {
         var durable = transfer
         durable.fua = true
         // Nobody else may write in between, or what is read is not what was written.
-        unit.ranges.lock(range, exclusive: true)
+        guard lock(range) else { return SCSIOutcome(status: .taskAborted) }
         defer { unit.ranges.unlock(range, exclusive: true) }
         try writeData(durable, range, task.dataOut[...])
-        guard try compare(range, check, lock: false) else { return SCSIOutcome(status: .taskAborted) }
+        // Whole blocks, as a WRITE does where fewer bytes came than the CDB says: the residual overflow tells that the
+        // rest was neither written nor verified.
+        let blockSize = UInt64(unit.blockSize)
+        let count = min(range.count, UInt64(task.dataOut.count).roundedDown(to: blockSize))
+        let written = ByteRange(offset: range.offset, count: count)
+        guard try compare(written, check, lock: false) else { return SCSIOutcome(status: .taskAborted) }
         return SCSIOutcome(status: .good, dataOutUsed: Int(range.count))
+    }
+
+    /// Shuts everybody else out of `range`.
+    /// - Returns: false when the command was aborted before it was its turn.
+    private func lock(_ range: ByteRange) -> Bool {
+        unit.ranges.lock(range, exclusive: true) { task.isAborted }
     }
 
     /// Reads `range` and compares as `check` says, with as many bytes as came.
@@ -75,7 +85,7 @@ extension BlockCommands {
         // A part of a comparison is none; and 256 blocks of data with a count that cannot say so are an error.
         guard task.dataOut.count == 2 * count else { throw .cdb(13) }
         guard count > 0 else { return .good }
-        unit.ranges.lock(range, exclusive: true)
+        guard lock(range) else { return SCSIOutcome(status: .taskAborted) }
         defer { unit.ranges.unlock(range, exclusive: true) }
         if let offset = Self.firstDifference(try bytes(of: range)[...], task.dataOut[..<count]) {
             throw Self.miscompare(at: UInt64(offset))
@@ -90,7 +100,7 @@ extension BlockCommands {
         try requireWritable()
         let blockSize = Int(unit.blockSize)
         let count = min(Int(range.count), task.dataOut.count / blockSize * blockSize)
-        unit.ranges.lock(range, exclusive: true)
+        guard lock(range) else { return SCSIOutcome(status: .taskAborted) }
         defer { unit.ranges.unlock(range, exclusive: true) }
         var stored = try bytes(of: ByteRange(offset: range.offset, count: UInt64(count)))
         stored.withUnsafeMutableBytes { stored in

@@ -31,6 +31,11 @@ import Testing
         #expect(
             bench.send(.block(.verify(place, .data)), data: data).failed(
                 .miscompare, .miscompareDuringVerify))
+        data[2999 * 512 + 511] ^= 1
+        for short in [512, 2999 * 512, data.count - 1] {
+            let outcome = bench.send(.block(.verify(place, .data)), data: Array(data.prefix(short)))
+            #expect(outcome.failed(.illegalRequest, .invalidFieldInCDB), "blocks nobody compared")
+        }
         let block = pattern(512, seed: 1)
         #expect(
             bench.send(.writeSame16(WriteSame(lba: LBA(7), count: BlockCount(3000))), data: block).isGood)
@@ -50,6 +55,12 @@ import Testing
             #expect(outcome.isGood && outcome.dataOutUsed == data.count)
             #expect(try store.bytes(at: 9 * 512, count: 1024) == data)
         }
+        // Less than the CDB says: what came whole is written and verified, the rest is told as overflow.
+        let rest = try store.bytes(at: 10 * 512, count: 512)
+        let short = bench.send(
+            .block(.writeAndVerify(transfer(form, 9, 2), .data)), data: pattern(700, seed: 6))
+        #expect(short.isGood && short.dataOutUsed == 1024)
+        #expect(try store.bytes(at: 9 * 512, count: 1024) == pattern(700, seed: 6).prefix(512) + rest)
         let readOnly = bench.send(.block(.writeAndVerify(transfer(form, 0, 2), .medium)), 1, data: data)
         #expect(readOnly.failed(.dataProtect, .writeProtected))
     }
@@ -103,6 +114,30 @@ import Testing
         left.wait { $0 == 0 ? () : nil }
         let count = try store.bytes(at: 0, count: 2)
         #expect(Int(count[0]) << 8 + Int(count[1]) == 4 * steps)
+    }
+
+    /// They wait for who reads the block, and end when they are aborted.
+    @Test func whoWaitsForABlockCanBeAborted() throws {
+        let (bench, store) = try bench()
+        let before = try store.all
+        let unit = bench.device.units[0]
+        let place = transfer(.sixteen, 2, 1)
+        let data = pattern(512, seed: 8)
+        let range = ByteRange(offset: 1024, count: 512)
+        for (command, data) in [
+            (BlockCommand.compareAndWrite(place), Array(before[1024..<1536]) + data),
+            (.orWrite(place), data), (.writeAndVerify(place, .data), data),
+        ] {
+            unit.ranges.lock(range, exclusive: false)
+            let running = Running(
+                bench.device, bench.task(Command.block(command).encoded(), data: data))
+            while unit.ranges.waiting == 0 {}
+            running.task.abort()
+            #expect(running.end().status == .taskAborted)
+            #expect(unit.ranges.waiting == 0)
+            unit.ranges.unlock(range, exclusive: false)
+        }
+        #expect(try store.all == before)
     }
 
     @Test func orWriteAddsBits() throws {

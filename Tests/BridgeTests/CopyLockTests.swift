@@ -75,21 +75,25 @@ func compareAndWrite(_ old: UInt8, _ new: UInt8, lba: UInt64, blocks: UInt64) ->
         let files = try FileUnits(bytes: 4 << 20)
         defer { files.end() }
         #expect(files.write(0, 0x0F, lba: 0, blocks: 8192).isGood)
-        var matched = 0
+        // In every third round the command surely comes first, in every third the copy does.
+        let sourceRanges = files.device.units[0].ranges
         for round in 0..<150 {
             let place = UInt64(round * 53 % 7900)
             #expect(files.write(1, 0, lba: place, blocks: 200).isGood)
+            let held = ByteRange(offset: place * 512, count: 200 * 512)
+            if round % 3 == 0 { sourceRanges.lock(held, exclusive: true) }
             let copy = Running(
                 files.device,
                 files.bench.copyTask(files.list(1, from: (0, place), to: (1, place), blocks: 200)))
+            if round % 3 == 1 { #expect(copy.end().isGood) }
             let (command, data) = compareAndWrite(0, 0xCC, lba: place, blocks: 200)
             let outcome = files.bench.send(command, asked, data: data)
+            if round % 3 == 0 { sourceRanges.unlock(held, exclusive: true) }
             #expect(outcome.isGood || outcome.failed(.miscompare, .miscompareDuringVerify))
-            if outcome.isGood { matched += 1 }
+            if round % 3 < 2 { #expect(outcome.isGood == (round % 3 == 0)) }
             #expect(copy.end().isGood)
             #expect(files.read(1, lba: place, blocks: 200).allSatisfy { $0 == 0x0F })
         }
-        print("compareAndWriteIsAtomic(\(asked)): \(matched) of 150 came before the copy")
     }
 
     /// In a column: the command has read, then comes the copy, then the command may write.
