@@ -282,20 +282,28 @@ import Testing
         #expect(bench.send(reserve, on: other).isGood)
     }
 
-    /// However the two meet, no session that is gone has a unit reserved.
+    /// A command that has found its nexus just before the end of the session reserves nothing that lasts.
     @Test func aReserve6ThatMeetsTheEndOfItsSession() throws {
         let bench = try Bench([Bench.unit(0, MemoryStore(size: 64 << 10))])
+        let other = Bench.makeNexus(2)
+        bench.device.openNexus(other)
+        _ = bench.send(.testUnitReady, on: other)
         let reserve = Command.reservation(.reserve6)
-        for number in 0..<200 {
-            let nexus = Bench.makeNexus(UInt64(100 + number))
-            bench.device.openNexus(nexus)
-            _ = bench.send(.testUnitReady, on: nexus)
-            let running = Running(bench.device, bench.task(reserve.encoded(), on: nexus))
-            bench.device.closeNexus(nexus)
-            _ = running.end()
-            #expect(bench.send(reserve).isGood)
-            #expect(bench.send(.reservation(.release6)).isGood)
+        let task = bench.task(reserve.encoded())
+        let state = try #require(bench.device.nexusStates.first { $0.nexus === bench.nexus })
+        state.beginCommand()
+        let closing = Monitor(false)
+        let started = BlockingThread.start {
+            bench.device.closeNexus(bench.nexus)
+            closing.withLockAndNotify { $0 = true }
         }
+        precondition(started)
+        #expect(closing.wait(nanoseconds: 100_000_000) { $0 ? () : nil } == nil)
+        #expect(try bench.device.reservation(.reserve6, task, bench.device.units[0]).isGood)
+        #expect(bench.send(reserve, on: other).status == .reservationConflict)
+        state.endCommand()
+        closing.wait { $0 ? () : nil }
+        #expect(bench.send(reserve, on: other).isGood)
     }
 
     @Test func copiesHeedReservations() throws {

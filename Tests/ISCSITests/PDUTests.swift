@@ -71,6 +71,16 @@ import Testing
             try Self.decode(Array(pdu.encoded().prefix(48)), Digests(), step: 48)
         }
     }
+
+    /// What a Reject carries needs no copy of the data.
+    @Test func theHeaderAloneIsTheFirstOfAllBytes() {
+        var pdu = PDU(Opcode.scsiCommand)
+        pdu.initiatorTaskTag = 77
+        pdu.additionalHeaders = [0, 5, 1, 0, 1, 2, 3, 4]
+        pdu.data = [UInt8](repeating: 9, count: 70001)[...]
+        #expect(pdu.encodedHeader == Array(pdu.encoded().prefix(PDU.headerLength)))
+        #expect(pdu.encodedHeader[4...7] == [2, 1, 0x11, 0x71])
+    }
 }
 
 @Suite struct TextKeysTests {
