@@ -6,9 +6,10 @@ import Synchronization
 /// A SCSI target device whose logical units are files and block devices, with a third-party copy manager
 /// (design §5; SPC-4, SBC-3). It knows no transport.
 ///
-/// Commands run on the threads that bring them, as many at once as come. Only EXTENDED COPY is bounded
-/// (``BridgeLimits/concurrentCopies``), because each holds buffers, and of one nexus
-/// (``BridgeLimits/concurrentCopiesOfNexus``), because each holds one of the transport's threads.
+/// Commands run on the threads that bring them, as many at once as come. Only third-party copy operations, those of
+/// tokens included, are bounded: in all (``BridgeLimits/concurrentCopies``), because each holds buffers, and those of
+/// one nexus (``BridgeLimits/concurrentCopiesOfNexus``), because each holds a thread: one of the transport's or, with
+/// IMMED, one of the device's own.
 public final class BridgeDevice: SCSITargetDevice {
     /// In ascending order of their numbers, which are unique, as are their designators.
     let units: [LogicalUnit]
@@ -223,9 +224,13 @@ public final class BridgeDevice: SCSITargetDevice {
         default: break
         }
         guard let unit else { preconditionFailure("only the three above come without a unit") }
-        reservations.begin(task, at: [unit.number])
+        let written = OperationTable.writesBlocks(task.cdb) ? [unit.number] : []
+        reservations.begin(task, at: [unit.number], writing: written)
         defer { reservations.end(task, at: [unit.number]) }
-        if isExcluded(task, unit) { return .reservationConflict(task) }
+        if isExcluded(task, unit) {
+            CopyAudit(command, task.nexus, unit)?.log(CopyAudit.reservationConflict, logger)
+            return .reservationConflict(task)
+        }
         return try execute(command, task, unit, state)
     }
 

@@ -9,15 +9,10 @@ extension BridgeDevice {
     ) throws(CheckCondition) -> SCSIOutcome {
         // No list is no error and copies nothing.
         if length == 0 { return .good }
-        var audit = CopyAudit("EXTENDED COPY", task.nexus)
-        let list: CopyParameterList
-        do throws(CheckCondition) {
-            guard task.dataOut.count >= length else { throw CheckCondition(.parameterListLengthError) }
-            list = try CopyParameterList(
-                form, decoding: Array(task.dataOut.prefix(length)), limits: BridgeLimits.copyList)
-        } catch {
-            audit.log(CopyAudit.describe(error.sense), logger)
-            throw error
+        var audit = CopyAudit(.extendedCopy, task.nexus, unit)
+        let most = form.headerLength + BridgeLimits.descriptorListBytes
+        let list = try read(task, length, most: most, audit) { bytes throws(CheckCondition) in
+            try CopyParameterList(form, decoding: bytes, limits: BridgeLimits.copyList)
         }
         audit.listIdentifier = list.usage == .none ? nil : list.listIdentifier
         audit.segments = list.segments.count
@@ -26,8 +21,11 @@ extension BridgeDevice {
             serviceAction: form == .lid1 ? ServiceAction.extendedCopyLID1 : ServiceAction.extendedCopyLID4,
             listIdentifier: audit.listIdentifier, isImmediate: list.isImmediate)
         let units = units(visibleTo: task.nexus)
-        var outcome = try originate(origin, audit) { _ throws(CheckCondition) in
-            CopyWork(plan: try CopyPlan(list, units: units))
+        var outcome = try originate(origin, audit) { audit throws(CheckCondition) in
+            do throws(CheckCondition) { return CopyWork(plan: try CopyPlan(list, units: units)) } catch {
+                audit.refused = Self.unresolved(list, error.sense, units)
+                throw error
+            }
         }
         outcome.dataOutUsed = length
         if outcome.status == .good, list.wantsSense, !list.isImmediate {
@@ -35,6 +33,40 @@ extension BridgeDevice {
                 .encoded(descriptorFormat: unit.mode.descriptorSense)
         }
         return outcome
+    }
+
+    /// The designator of the segment named by `sense` that names no unit, if that is what is wrong with it.
+    private static func unresolved(
+        _ list: CopyParameterList, _ sense: SenseData, _ units: [LogicalUnit]
+    ) -> [UInt8]? {
+        guard sense.key == .copyAborted, let index = sense.commandSpecificInformation,
+            index < list.segments.count
+        else { return nil }
+        let segment = list.segments[Int(index)]
+        for device in [segment.source, segment.destination] where device < list.cscds.count {
+            let descriptor = list.cscds[Int(device)]
+            if case .failure = CopyDevice(descriptor, at: 0, units: units).result {
+                return descriptor.designation.designator
+            }
+        }
+        return nil
+    }
+
+    /// Reads a parameter list; what is wrong with it leaves its line of audit, too.
+    /// - Parameter most: the bytes of the longest list that keeps to the limits.
+    func read<List>(
+        _ task: SCSITask, _ length: Int, most: Int, _ audit: CopyAudit,
+        _ decode: ([UInt8]) throws(CheckCondition) -> List
+    ) throws(CheckCondition) -> List {
+        do throws(CheckCondition) {
+            guard length <= most, task.dataOut.count >= length else {
+                throw CheckCondition(.parameterListLengthError)
+            }
+            return try decode(Array(task.dataOut.prefix(length)))
+        } catch {
+            audit.log(CopyAudit.describe(error.sense), logger)
+            throw error
+        }
     }
 
     func execute(
@@ -45,7 +77,9 @@ extension BridgeDevice {
             return try extendedCopy(.lid4, task, parameterListLength: length, unit, state)
         case .abort(let identifier):
             // Nothing of the operation runs when this is answered.
-            guard state.find(identifier, at: unit)?.terminate() == true else { throw .cdb(2) }
+            let isTerminated = state.find(identifier, at: unit)?.terminate() == true
+            CopyAudit(.copy(command), task.nexus, unit)?.log(isTerminated ? "done" : "nothing runs", logger)
+            guard isTerminated else { throw .cdb(2) }
             return .good
         case .status(let identifier, let length):
             guard let record = state.find(identifier, at: unit) else { throw .cdb(2) }

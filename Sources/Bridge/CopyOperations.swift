@@ -2,7 +2,7 @@ import Blocks
 import Logging
 import SCSI
 
-/// How a third-party copy operation was asked for.
+/// How a third-party copy operation was asked for. It ends with the command: what it names goes on without it.
 struct CopyOrigin: Sendable {
     let task: SCSITask
     /// Of the task; must have looked at the reservations of it already.
@@ -34,11 +34,13 @@ extension BridgeDevice {
     ///
     /// It ends early, with nothing left running, when its task is aborted, a unit that it uses is reset, its
     /// reservation is preempted and aborted, its nexus is lost, or COPY OPERATION ABORT names it.
-    /// - Parameter prepare: checks what is asked and plans it; what it throws is the operation's failure.
+    /// - Parameter prepare: checks what is asked and plans it; what it throws is the operation's failure. It may add
+    ///   to what the line of audit says.
     /// - Returns: TASK SET FULL when as many run as may; GOOD with IMMED when the operation has begun.
     /// - Throws: OPERATION IN PROGRESS for an identifier in use; what `prepare` threw; COPY ABORTED.
     func originate(
-        _ origin: CopyOrigin, _ audit: CopyAudit, prepare: (CopyRecord) throws(CheckCondition) -> CopyWork
+        _ origin: CopyOrigin, _ audit: CopyAudit,
+        prepare: (inout CopyAudit) throws(CheckCondition) -> CopyWork
     ) throws(CheckCondition) -> SCSIOutcome {
         let used = origin.task.dataOut.count
         guard takeSlot(origin.state) else {
@@ -53,17 +55,19 @@ extension BridgeDevice {
             throw error
         }
         let work: CopyWork
-        do throws(CheckCondition) { work = try prepare(operation.record) } catch {
+        do throws(CheckCondition) { work = try prepare(&operation.audit) } catch {
             operation.record.fail(error.sense)
             operation.log(CopyAudit.describe(error.sense), logger)
             throw error
         }
         operation.plan = work.plan
-        reservations.begin(operation.task, at: operation.units)
+        reservations.begin(operation.task, at: operation.units, writing: work.plan.targets)
+        // Who ends commands knows the operation's own task from here on. What it ended before was the command's.
+        if origin.task.isAborted { operation.task.abort() }
         if isExcluded(work.plan, origin.task.nexus) {
             reservations.end(operation.task, at: operation.units)
             operation.record.cancel(.reservationConflict)
-            operation.log("reservation conflict", logger)
+            operation.log(CopyAudit.reservationConflict, logger)
             return SCSIOutcome(status: .reservationConflict, dataOutUsed: used)
         }
         if origin.isImmediate {
@@ -76,7 +80,7 @@ extension BridgeDevice {
 
     /// - Returns: false when it could not begin.
     private func background(_ operation: CopyOperation, _ work: CopyWork) -> Bool {
-        let state = operation.origin.state
+        let state = operation.state
         let isOpen = state.beginBackground()
         let isStarted =
             isOpen
@@ -96,18 +100,25 @@ extension BridgeDevice {
     }
 
     private func run(_ operation: CopyOperation, _ work: CopyWork) throws(CheckCondition) -> SCSIOutcome {
-        let (record, task, state) = (operation.record, operation.task, operation.origin.state)
-        let used = operation.origin.task.dataOut.count
+        let (record, task, state) = (operation.record, operation.task, operation.state)
+        let used = operation.dataOutCount
+        let targets = units.filter { work.plan.targets.contains($0.number) }
         let control = CopyControl(record: record) {
             task.isAborted || state.isClosed || record.isTerminated
+                || targets.contains { $0.writeProtection != nil }
         }
         do throws(MoveFailure) {
             if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: 0) }
             // The engine writes to files, not through the units' stores, which would tell of it.
             try work.plan.asChange { () throws(MoveFailure) in try mover.move(work.plan, control) }
         } catch {
-            guard error.reason == .cancelled else {
-                let sense = Self.sense(error, work.plan)
+            // None of the three is ever taken back; without one, it was a destination that became protected.
+            let isEnded = task.isAborted || state.isClosed || record.isTerminated
+            guard error.reason == .cancelled, isEnded else {
+                let sense =
+                    error.reason == .cancelled
+                    ? SenseTable.protectedMeanwhile(segment: record.segmentsProcessed)
+                    : Self.sense(error, work.plan)
                 record.fail(sense)
                 operation.log(CopyAudit.describe(sense), logger)
                 throw CheckCondition(sense)
@@ -133,6 +144,17 @@ extension BridgeDevice {
         record.finish(status)
         operation.log("done", logger)
         return SCSIOutcome(status: .good, dataOutUsed: used)
+    }
+
+    /// A copy is on stable storage at those of its destinations that have no write cache.
+    private func settle(_ plan: CopyPlan) throws(CheckCondition) {
+        for unit in units where plan.targets.contains(unit.number) && unit.isWriteThrough {
+            do throws(StoreError) { try unit.store.flush() } catch {
+                throw CheckCondition(
+                    SenseTable.sense(
+                        copy: max(plan.segmentCount - 1, 0), .store(error, .write), residue: nil))
+            }
+        }
     }
 
     private static func sense(_ failure: MoveFailure, _ plan: CopyPlan) -> SenseData {
@@ -162,18 +184,27 @@ extension BridgeDevice {
     }
 }
 
-/// An operation on its way: what was asked, by which task it is ended, and what is told of it.
+/// An operation on its way: by which task it is ended, and what is told of it. It does not keep the command, whose
+/// data-out may be large.
 private final class CopyOperation: @unchecked Sendable {
-    // Unchecked because of `plan`, which is set once before another thread is given the operation.
-    let origin: CopyOrigin
+    // Unchecked because of `plan` and `audit`, which are not set any more when another thread is given the operation.
+    let state: NexusState
+    /// Bytes of the command.
+    let dataOutCount: Int
+    /// The number of the unit that was asked.
+    private let unit: Int
+    private let isImmediate: Bool
     let record: CopyRecord
     /// The command's own or, in the background, one that outlives it: no transport knows that one.
     let task: SCSITask
-    private let audit: CopyAudit
+    var audit: CopyAudit
     var plan: CopyPlan?
 
     init(_ origin: CopyOrigin, _ record: CopyRecord, _ audit: CopyAudit) {
-        self.origin = origin
+        state = origin.state
+        dataOutCount = origin.task.dataOut.count
+        unit = origin.unit.number
+        isImmediate = origin.isImmediate
         self.record = record
         self.audit = audit
         let task = origin.task
@@ -188,7 +219,7 @@ private final class CopyOperation: @unchecked Sendable {
     /// foreground was addressed.
     var units: Set<Int> {
         let used = (plan?.sources ?? []).union(plan?.targets ?? [])
-        return origin.isImmediate ? used.union([origin.unit.number]) : used.subtracting([origin.unit.number])
+        return isImmediate ? used.union([unit]) : used.subtracting([unit])
     }
 
     func log(_ result: String, _ logger: Logger) { audit.log(result, logger, plan, record) }

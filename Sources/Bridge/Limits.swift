@@ -39,6 +39,10 @@ public enum BridgeLimits {
     static let endedTokens = 1024
     /// Block device range descriptors of one POPULATE TOKEN or WRITE USING TOKEN.
     public static let tokenRanges = 1024
+    /// Bytes of their parameter lists.
+    static let populateTokenListBytes = PopulateTokenList.headerLength + tokenRanges * BlockDeviceRange.length
+    static let writeUsingTokenListBytes =
+        WriteUsingTokenList.headerLength + tokenRanges * BlockDeviceRange.length
     /// Bytes that one ROD token represents, and that one WRITE USING TOKEN writes.
     public static let tokenBytes: UInt64 = 1 << 40
     /// The amount with which one WRITE USING TOKEN ends soon enough for initiators that wait for it.

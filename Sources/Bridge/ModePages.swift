@@ -112,17 +112,6 @@ enum ModeSenseAnswer {
 }
 
 extension BridgeDevice {
-    /// A copy is on stable storage at those of its destinations that have no write cache.
-    func settle(_ plan: CopyPlan) throws(CheckCondition) {
-        for unit in units where plan.targets.contains(unit.number) && unit.isWriteThrough {
-            do throws(StoreError) { try unit.store.flush() } catch {
-                throw CheckCondition(
-                    SenseTable.sense(
-                        copy: max(plan.segmentCount - 1, 0), .store(error, .write), residue: nil))
-            }
-        }
-    }
-
     /// MODE SELECT: all of the list or nothing of it; the other nexuses are told.
     func modeSelect(
         _ fields: ModeSelect, _ task: SCSITask, _ unit: LogicalUnit
@@ -140,8 +129,10 @@ extension BridgeDevice {
             state.raise(.modeParametersChanged, unit)
         }
         // What was written under the old values is to be as safe as the new ones promise (SBC-3 §6.5.5, SPC-4 §7.5.8).
-        let isStricter =
-            old.writeCache && !new.writeCache || !old.softwareWriteProtect && new.softwareWriteProtect
+        let isProtected = !old.softwareWriteProtect && new.softwareWriteProtect
+        // Copies to the unit see it and end; commands that were admitted before go on to their ends.
+        if isProtected { reservations.awaitWriters(at: unit.number) }
+        let isStricter = old.writeCache && !new.writeCache || isProtected
         if isStricter, !unit.isReadOnly {
             try BlockCommands(unit: unit, task: task).store(.write) { () throws(StoreError) in
                 try unit.store.flush()

@@ -174,6 +174,13 @@ enum OperationTable {
         return (found.first { $0.serviceAction.map { $0 == cdb[1] & 0x1F } ?? true })?.access ?? .write
     }
 
+    /// Whether a command may write blocks of the unit that it is addressed to by itself. What copies write is known
+    /// when they are planned.
+    static func writesBlocks(_ cdb: [UInt8]) -> Bool {
+        let others: [OperationCode] = [.extendedCopy, .receiveCopyResults, .modeSelect6, .modeSelect10]
+        return access(of: cdb) == .write && !others.contains { $0.rawValue == cdb.first }
+    }
+
     // MARK: What is told
 
     /// At one unit: not all have the same operations.

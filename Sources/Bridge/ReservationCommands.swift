@@ -9,20 +9,28 @@ final class Reservations: Sendable {
         var reserver: ObjectIdentifier?
         /// Commands at the unit, and copies that read or write it.
         var tasks: [ObjectIdentifier: SCSITask] = [:]
+        /// Those of them that write it.
+        var writers: [ObjectIdentifier: SCSITask] = [:]
     }
     private let state = Monitor<[Int: Unit]>([:])
 
     /// Counts `task` among those that PREEMPT AND ABORT ends, until ``end(_:at:)``. Before it is looked whether
     /// it is admitted: so whoever preempts either sees the task here or it sees the reservation.
-    func begin(_ task: SCSITask, at units: some Sequence<Int>) {
+    /// - Parameter written: those of the units that it writes, or where it counts already. They are told before it is looked whether they may be written:
+    ///   so whoever forbids that either sees the task here or it sees the prohibition.
+    func begin(_ task: SCSITask, at units: some Sequence<Int>, writing written: some Sequence<Int>) {
         state.withLock { state in
             for unit in units { state[unit, default: Unit()].tasks[ObjectIdentifier(task)] = task }
+            for unit in written { state[unit, default: Unit()].writers[ObjectIdentifier(task)] = task }
         }
     }
 
     func end(_ task: SCSITask, at units: some Sequence<Int>) {
         state.withLockAndNotify { state in
-            for unit in units { state[unit]?.tasks[ObjectIdentifier(task)] = nil }
+            for unit in units {
+                state[unit]?.tasks[ObjectIdentifier(task)] = nil
+                state[unit]?.writers[ObjectIdentifier(task)] = nil
+            }
         }
     }
 
@@ -71,14 +79,28 @@ final class Reservations: Sendable {
     func reset(unit: Int) {
         let ended = state.withLock { state in
             state[unit]?.reserver = nil
-            let copies = (state[unit]?.tasks ?? [:]).filter {
-                $0.value.cdb.first == OperationCode.extendedCopy.rawValue
+            let copies = (state[unit]?.tasks ?? [:]).values.filter {
+                $0.cdb.first == OperationCode.extendedCopy.rawValue
             }
-            for task in copies.values { task.abort() }
+            for task in copies { task.abort() }
             return copies
         }
+        awaitEnd(of: ended, at: unit)
+    }
+
+    /// Waits until none of `tasks` is left at the unit; what begins meanwhile is not waited for.
+    func awaitEnd(of tasks: [SCSITask], at unit: Int) {
         state.wait { state in
-            let isBusy = ended.keys.contains { state[unit]?.tasks[$0] != nil }
+            let isBusy = tasks.contains { state[unit]?.tasks[ObjectIdentifier($0)] != nil }
+            return isBusy ? nil : ()
+        }
+    }
+
+    /// Waits until those that write the unit now have ended.
+    func awaitWriters(at unit: Int) {
+        let writers = state.withLock { Array(($0[unit]?.writers ?? [:]).values) }
+        state.wait { state in
+            let isBusy = writers.contains { state[unit]?.writers[ObjectIdentifier($0)] != nil }
             return isBusy ? nil : ()
         }
     }
@@ -102,35 +124,25 @@ final class Reservations: Sendable {
 
     /// Executes PERSISTENT RESERVE OUT; for PREEMPT AND ABORT the commands of those who lost their
     /// registrations are marked, too.
+    /// - Returns: `aborted`, to be waited for: what they wrote is written when they have ended, and nothing of
+    ///   theirs comes after. Other PERSISTENT RESERVE OUT, which may wait for this one, are not among them.
     func apply(
         _ command: PersistentReserveOut, _ parameters: ReservationParameters, from nexus: Nexus, at unit: Int
-    ) throws(CheckCondition) -> UnitReservations.Effect {
+    ) throws(CheckCondition) -> (effect: UnitReservations.Effect, aborted: [SCSITask]) {
         try state.withLock { state throws(CheckCondition) in
             var entry = state[unit] ?? Unit()
-            guard entry.reserver == nil else { return .conflict }
+            guard entry.reserver == nil else { return (.conflict, []) }
             let effect = try entry.persistent.apply(command, parameters, from: InitiatorPort(nexus))
+            var aborted: [SCSITask] = []
             if case .done(let consequences) = effect, command.action == .preemptAndAbort {
-                for task in entry.tasks.values
-                where consequences.preempted.contains(InitiatorPort(task.nexus)) && task.nexus !== nexus {
-                    task.abort()
+                aborted = entry.tasks.values.filter {
+                    consequences.preempted.contains(InitiatorPort($0.nexus)) && $0.nexus !== nexus
                 }
+                for task in aborted { task.abort() }
+                aborted.removeAll { $0.cdb.first == OperationCode.persistentReserveOut.rawValue }
             }
             state[unit] = entry
-            return effect
-        }
-    }
-
-    /// Waits until no command of `ports` is left at the unit: what they wrote is then written, and nothing
-    /// comes after. Other PERSISTENT RESERVE OUT are not waited for.
-    func drain(_ ports: Set<InitiatorPort>, except own: SCSITask, at unit: Int) {
-        state.wait { state -> Void? in
-            let isBusy = (state[unit]?.tasks.values).map { tasks in
-                tasks.contains { task in
-                    task.nexus !== own.nexus && ports.contains(InitiatorPort(task.nexus))
-                        && task.cdb.first != OperationCode.persistentReserveOut.rawValue
-                }
-            }
-            return isBusy == true ? nil : ()
+            return (effect, aborted)
         }
     }
 }
@@ -205,16 +217,14 @@ extension BridgeDevice {
         if isRegistration, parameters.persists {
             throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 0))
         }
-        let effect = try reservations.apply(command, parameters, from: task.nexus, at: unit.number)
+        let (effect, aborted) = try reservations.apply(command, parameters, from: task.nexus, at: unit.number)
         guard case .done(let consequences) = effect else { return .reservationConflict(task) }
         for state in nexusStates {
             if let attention = consequences.attentions[InitiatorPort(state.nexus)] {
                 state.raise(attention, unit)
             }
         }
-        if command.action == .preemptAndAbort {
-            reservations.drain(consequences.preempted, except: task, at: unit.number)
-        }
+        reservations.awaitEnd(of: aborted, at: unit.number)
         return SCSIOutcome(status: .good, dataOutUsed: ReservationParameters.length)
     }
 

@@ -44,6 +44,11 @@ enum SenseTable {
         .copyAborted(.commandsClearedByDeviceServer, segment: UInt16(clamping: segment))
     }
 
+    /// A destination came under software write protection while the copy ran.
+    static func protectedMeanwhile(segment: Int) -> SenseData {
+        .copyAborted(.softwareWriteProtected, segment: UInt16(clamping: segment))
+    }
+
     /// A copy that completed and was to tell how many segments it processed (G_SENSE).
     static func copied(segments: Int) -> SenseData {
         SenseData(

@@ -52,9 +52,10 @@ extension BridgeDevice {
     ) throws(CheckCondition) -> SCSIOutcome {
         // No list is no error and makes nothing.
         if length == 0 { return .good }
-        var audit = CopyAudit("POPULATE TOKEN", task.nexus)
+        var audit = CopyAudit(.populateToken, task.nexus, unit)
         audit.listIdentifier = identifier
-        let list = try read(task, length, audit) { bytes throws(CheckCondition) in
+        let list = try read(task, length, most: BridgeLimits.populateTokenListBytes, audit) {
+            bytes throws(CheckCondition) in
             try PopulateTokenList(decoding: bytes, most: BridgeLimits.tokenRanges)
         }
         audit.segments = list.ranges.count
@@ -106,9 +107,10 @@ extension BridgeDevice {
         _ identifier: UInt32, _ length: Int, _ task: SCSITask, _ unit: LogicalUnit, _ state: NexusState
     ) throws(CheckCondition) -> SCSIOutcome {
         if length == 0 { return .good }
-        var audit = CopyAudit("WRITE USING TOKEN", task.nexus)
+        var audit = CopyAudit(.writeUsingToken, task.nexus, unit)
         audit.listIdentifier = identifier
-        let list = try read(task, length, audit) { bytes throws(CheckCondition) in
+        let list = try read(task, length, most: BridgeLimits.writeUsingTokenListBytes, audit) {
+            bytes throws(CheckCondition) in
             try WriteUsingTokenList(decoding: bytes, most: BridgeLimits.tokenRanges)
         }
         audit.segments = list.ranges.count
@@ -193,22 +195,6 @@ extension BridgeDevice {
             }
         }
         return pieces
-    }
-
-    // MARK: Parameter lists
-
-    /// Reads a parameter list; what is wrong with it leaves its line of audit, too.
-    private func read<List>(
-        _ task: SCSITask, _ length: Int, _ audit: CopyAudit,
-        _ decode: ([UInt8]) throws(CheckCondition) -> List
-    ) throws(CheckCondition) -> List {
-        do throws(CheckCondition) {
-            guard task.dataOut.count >= length else { throw CheckCondition(.parameterListLengthError) }
-            return try decode(Array(task.dataOut.prefix(length)))
-        } catch {
-            audit.log(CopyAudit.describe(error.sense), logger)
-            throw error
-        }
     }
 
     /// The bytes of block ranges; empty ones stay among them.

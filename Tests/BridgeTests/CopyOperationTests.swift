@@ -300,6 +300,128 @@ struct HeldCopy {
         #expect(pointer(reserved) == .fieldPointer(inCDB: false, byte: 1, bit: 4))
     }
 
+    @Test func anAbortBeforeItGoesToTheBackgroundIsNotLost() throws {
+        let held = try HeldCopy(steps: 3)
+        let task = held.bench.copyTask(held.list(1, immediate: true))
+        task.abort()
+        _ = held.bench.device.execute(task)
+        #expect(try held.awaitEnd(1).status == .terminated)
+        held.bench.device.close()
+        #expect(held.source.operations == 0 && held.lines.all.last?["result"] == "aborted")
+    }
+
+    @Test func theCommandIsNotKeptInTheBackground() throws {
+        let held = try HeldCopy(steps: 1)
+        held.source.hold()
+        weak var command: SCSITask?
+        do {
+            let task = held.bench.copyTask(held.list(1, immediate: true))
+            command = task
+            #expect(held.bench.device.execute(task).isGood)
+        }
+        held.source.awaitHeld()
+        #expect(command == nil)
+        held.source.release()
+        _ = try held.awaitEnd(1)
+        held.bench.device.close()
+    }
+
+    @Test func longerListsThanTheLimitsAllowAreRefused() throws {
+        let held = try HeldCopy(steps: 1)
+        let bench = held.bench
+        func send(_ list: [UInt8], _ count: Int, _ command: (Int) -> Command) -> SCSIOutcome {
+            bench.send(command(count), data: list + [UInt8](repeating: 0, count: count - list.count))
+        }
+        let range = BlockDeviceRange(lba: LBA(0), count: BlockCount(1))
+        let short = CopyParameterList(
+            listIdentifier: 1, cscds: [bench.cscd(0), bench.cscd(1)], segments: held.list(1).segments)
+        for (list, most, command) in [
+            (
+                short.encoded(), 16 + BridgeLimits.descriptorListBytes,
+                { Command.extendedCopy(parameterListLength: $0) }
+            ),
+            (
+                held.list(1).encoded(), 48 + BridgeLimits.descriptorListBytes,
+                { .copy(.extendedCopy(parameterListLength: $0)) }
+            ),
+            (
+                PopulateTokenList([range]).encoded(), 16 + 16 * BridgeLimits.tokenRanges,
+                { .token(.populate(listIdentifier: 1, parameterListLength: $0)) }
+            ),
+            (
+                WriteUsingTokenList(token: RODToken.blockDeviceZero, [range]).encoded(),
+                536 + 16 * BridgeLimits.tokenRanges,
+                { .token(.write(listIdentifier: 1, parameterListLength: $0)) }
+            ),
+        ] as [([UInt8], Int, (Int) -> Command)] {
+            #expect(send(list, most, command).isGood, "\(command(most))")
+            #expect(
+                send(list, most + 1, command).failed(.illegalRequest, .parameterListLengthError),
+                "\(command(most))")
+        }
+    }
+
+    @Test func writeProtectionEndsCopiesToTheUnit() throws {
+        for isImmediate in [true, false] {
+            let held = try HeldCopy(steps: 50)
+            held.source.hold()
+            let copy = Running(
+                held.bench.device, held.bench.copyTask(held.list(1, immediate: isImmediate)))
+            held.source.awaitHeld()
+            let list = ModeParameterList.encode([.control(softwareWriteProtect: true)], form: .six)
+            let select = Command.modeSelect(ModeSelect(.six, parameterListLength: list.count)).encoded()
+            // That of the source matters to nobody's writes.
+            #expect(held.bench.device.execute(held.bench.task(select, 0, data: list)).isGood)
+            let protecting = Running(held.bench.device, held.bench.task(select, 1, data: list))
+            while held.bench.device.units[1].writeProtection == nil {}
+            #expect(protecting.isRunning, "it waits for the copy")
+            held.source.release()
+            #expect(protecting.end().isGood)
+            let operations = held.source.operations
+            #expect(operations == 1)
+            if isImmediate {
+                #expect(copy.end().isGood)
+            } else {
+                #expect(copy.end().failed(.copyAborted, .softwareWriteProtected))
+            }
+            let report = try held.awaitEnd(1)
+            #expect(report.status == .failed)
+            #expect(SenseData(decoding: report.sense)?.code == .softwareWriteProtected)
+            held.bench.device.close()
+            #expect(held.source.operations == operations)
+        }
+    }
+
+    @Test func refusedCommandsLeaveTheirLine() throws {
+        let held = try HeldCopy(steps: 1)
+        let other = Bench.makeNexus(2)
+        held.bench.device.openNexus(other)
+        for unit in 0...1 { _ = held.bench.send(.testUnitReady, unit, on: other) }
+        var strange = held.list(5)
+        strange.cscds[1].designation = .naaLocallyAssigned(0x123)
+        #expect(held.bench.copy(strange, 1).failed(.copyAborted, .copyTargetDeviceNotReachable))
+        var line = try #require(held.lines.all.last)
+        #expect(line["unit"] == "1" && line["refused"] == "3000000000000123" && line["to"] == "-")
+        #expect(held.bench.abortCopy(5).refused(cdbByte: 2))
+        line = try #require(held.lines.all.last)
+        #expect(line["message"] == "COPY OPERATION ABORT" && line["result"] == "nothing runs")
+        #expect(held.bench.send(.reservation(.reserve6)).isGood)
+        let list = held.list(6).encoded()
+        for (command, message) in [
+            (Command.copy(.extendedCopy(parameterListLength: list.count)), "EXTENDED COPY"),
+            (.copy(.abort(listIdentifier: 6)), "COPY OPERATION ABORT"),
+            (.token(.populate(listIdentifier: 6, parameterListLength: 0)), "POPULATE TOKEN"),
+            (.token(.write(listIdentifier: 6, parameterListLength: 0)), "WRITE USING TOKEN"),
+        ] {
+            let count = held.lines.all.count
+            #expect(held.bench.send(command, data: list, on: other).status == .reservationConflict)
+            line = try #require(held.lines.all.last)
+            #expect(held.lines.all.count == count + 1 && line["message"] == message)
+            #expect(line["unit"] == "0" && line["result"] == "reservation conflict")
+            #expect(line["refused"] == "-" && line["session"] == "2")
+        }
+    }
+
     @Test func backgroundCountsAmongThoseThatMayRun() throws {
         let held = try HeldCopy(steps: 1)
         held.source.hold()

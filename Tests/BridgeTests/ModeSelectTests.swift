@@ -113,6 +113,32 @@ private final class VolatileStore: BlockStore {
         #expect(set(bench, .control()).isGood && write().isGood)
     }
 
+    /// What was admitted before goes on to its end, and is done when GOOD says that nothing is written any more.
+    @Test func softwareWriteProtectionWaitsForWrites() throws {
+        let store = FaultyStore(size: 64 * 512)
+        let bench = try Bench([Bench.unit(0, store)])
+        store.hold()
+        let transfer = BlockTransfer(.ten, lba: LBA(0), count: BlockCount(1))
+        let write = Running(
+            bench.device,
+            bench.task(Command.write(transfer).encoded(), data: [UInt8](repeating: 7, count: 512)))
+        store.awaitHeld()
+        // What only reads is not waited for.
+        let read = Running(bench.device, bench.task(Command.read(transfer).encoded()))
+        store.awaitHeld(2)
+        let list = ModeParameterList.encode([.control(softwareWriteProtect: true)], form: .six)
+        let fields = ModeSelect(.six, parameterListLength: list.count)
+        let protecting = Running(
+            bench.device, bench.task(Command.modeSelect(fields).encoded(), data: list))
+        while bench.device.units[0].writeProtection == nil {}
+        #expect(
+            protecting.isRunning
+                && !bench.send(.write(transfer), data: [UInt8](repeating: 1, count: 512)).isGood)
+        store.release()
+        #expect(protecting.end().isGood && write.end().isGood && read.end().isGood)
+        #expect(try store.all.prefix(512) == ArraySlice(repeating: 7, count: 512))
+    }
+
     /// Without a write cache, whatever a command wrote is on stable storage at its GOOD.
     @Test func withoutWriteCacheEveryWriteIsDurable() throws {
         let store = VolatileStore(size: 64 * 512)

@@ -383,6 +383,56 @@ extension ReservationTests {
     }
 }
 
+extension ReservationTests {
+    /// PREEMPT AND ABORT waits for what it aborted, not for what the preempted begins later and may do: here a copy
+    /// that reads the unit.
+    @Test func preemptAndAbortDoesNotWaitForWhatComesLater() throws {
+        let (written, read) = (FaultyStore(size: 64 * 512), FaultyStore(size: 64 * 512))
+        let bench = try Bench([
+            Bench.unit(0, written), Bench.unit(1, read), Bench.unit(2, MemoryStore(size: 64 * 512)),
+        ])
+        let victim = Bench.makeNexus(2)
+        bench.device.openNexus(victim)
+        for unit in 0...2 { _ = bench.send(.testUnitReady, unit, on: victim) }
+        for (nexus, key) in [(bench.nexus, UInt64(1)), (victim, 2)] {
+            let parameters = ReservationParameters(key: 0, serviceActionKey: key)
+            let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
+            #expect(bench.send(register, data: parameters.encoded(), on: nexus).isGood)
+        }
+        written.hold()
+        read.hold()
+        let transfer = BlockTransfer(.ten, lba: LBA(0), count: BlockCount(1))
+        let write = Running(
+            bench.device,
+            bench.task(
+                Command.write(transfer).encoded(), data: [UInt8](repeating: 1, count: 512), on: victim))
+        written.awaitHeld()
+        let preempt = PersistentReserveOut(.preemptAndAbort, type: .writeExclusive)
+        let fence = Running(
+            bench.device,
+            bench.task(
+                Command.reservation(.persistentOut(preempt)).encoded(),
+                data: ReservationParameters(key: 1, serviceActionKey: 2).encoded()))
+        while !write.task.isAborted { sched_yield() }
+        let segments = [UInt16(1), 0].map {
+            SegmentDescriptor(
+                source: $0, sourceLBA: LBA(0), destination: 2, destinationLBA: LBA(0),
+                amount: .blocks(8, ofDestination: false))
+        }
+        let list = CopyParameterList(
+            listIdentifier: 1, cscds: [bench.cscd(0), bench.cscd(1), bench.cscd(2)], segments: segments)
+        let copy = Running(bench.device, bench.copyTask(list, 2, on: victim))
+        read.awaitHeld()
+        #expect(fence.isRunning && bench.device.reservations.tasks(at: 0).contains { $0 === copy.task })
+        written.release()
+        #expect(fence.end().isGood)
+        #expect(copy.isRunning && !copy.task.isAborted)
+        read.release()
+        #expect(copy.end().isGood)
+        _ = write.end()
+    }
+}
+
 extension SCSIStatus {
     fileprivate static var unitAttentionStatus: SCSIStatus { .checkCondition }
 }
