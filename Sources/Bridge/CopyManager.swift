@@ -59,10 +59,11 @@ extension BridgeDevice {
         _ decode: ([UInt8]) throws(CheckCondition) -> List
     ) throws(CheckCondition) -> List {
         do throws(CheckCondition) {
-            guard length <= most, task.dataOut.count >= length else {
-                throw CheckCondition(.parameterListLengthError)
-            }
-            return try decode(Array(task.dataOut.prefix(length)))
+            guard task.dataOut.count >= length else { throw CheckCondition(.parameterListLengthError) }
+            // Afterwards: who sends too many descriptors is told so.
+            let list = try decode(Array(task.dataOut.prefix(length)))
+            guard length <= most else { throw CheckCondition(.parameterListLengthError) }
+            return list
         } catch {
             audit.log(CopyAudit.describe(error.sense), logger)
             throw error
