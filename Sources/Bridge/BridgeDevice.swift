@@ -21,7 +21,7 @@ public final class BridgeDevice: SCSITargetDevice {
     let logger: Logger
     let clock: DeviceClock
     let running = Monitor(0)
-    let reservations = Reservations()
+    let reservations: Reservations
     let tokens: TokenStore
     private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
 
@@ -29,14 +29,28 @@ public final class BridgeDevice: SCSITargetDevice {
     /// while its host serves it; writable ones with an exclusive lock.
     /// - Parameter logger: gets one line of audit for each copy, and a warning for each unit whose file is
     ///   not whole blocks or refuses direct I/O.
+    /// - Parameters:
+    ///   - stateDirectory: where registrations and reservations are kept that are to outlive the device (APTPL);
+    ///     taken for itself. Nil: none do.
+    ///   - isCheck: the directory is only looked at, and may be another device's.
     /// - Throws: ``BridgeError``; then nothing stays open.
-    public convenience init(units: [BridgeUnit], logger: Logger) throws(BridgeError) {
+    public convenience init(
+        units: [BridgeUnit], stateDirectory: String? = nil, isCheck: Bool = false, logger: Logger
+    ) throws(BridgeError) {
         try Self.check(units)
         var opened: [LogicalUnit] = []
         do throws(BridgeError) {
             let locks = StorageLocks()
             for unit in units { opened.append(try LogicalUnit.open(unit, locks)) }
-            try self.init(opened: opened, mover: EngineMover(), logger: logger)
+            let state: StateDirectory?
+            do throws(BridgeStateError) {
+                if let stateDirectory {
+                    state = try StateDirectory(stateDirectory, isLocked: !isCheck)
+                } else {
+                    state = nil
+                }
+            } catch { throw .state(error) }
+            try self.init(opened: opened, mover: EngineMover(), logger: logger, state: state)
         } catch {
             for unit in opened { unit.file?.close() }
             throw error
@@ -45,7 +59,8 @@ public final class BridgeDevice: SCSITargetDevice {
     }
 
     init(
-        opened: [LogicalUnit], mover: any CopyMover, logger: Logger, clock: DeviceClock = .monotonic
+        opened: [LogicalUnit], mover: any CopyMover, logger: Logger, clock: DeviceClock = .monotonic,
+        state: StateDirectory? = nil
     ) throws(BridgeError) {
         let units = opened.sorted { $0.number < $1.number }
         self.units = units
@@ -59,6 +74,9 @@ public final class BridgeDevice: SCSITargetDevice {
         self.logger = logger
         self.clock = clock
         tokens = TokenStore(clock: clock)
+        do throws(BridgeStateError) { reservations = try Reservations(units, in: state) } catch {
+            throw .state(error)
+        }
         var seen: [[UInt8]: Int] = [:]
         for unit in units {
             if let other = seen.updateValue(unit.number, forKey: unit.naa.designator) {

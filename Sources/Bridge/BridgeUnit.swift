@@ -49,11 +49,14 @@ public enum BridgeError: Error, Sendable, CustomStringConvertible {
     case configuration(unit: Int, reason: String)
     /// The unit's file or device cannot be had.
     case storage(unit: Int, StorageError)
+    /// What the bridge keeps from run to run cannot be had.
+    case state(BridgeStateError)
 
     public var description: String {
         switch self {
         case .configuration(let unit, let reason): "cannot serve unit \(unit): \(reason)"
         case .storage(let unit, let error): "cannot serve unit \(unit): \(error)"
+        case .state(let error): "\(error)"
         }
     }
 }

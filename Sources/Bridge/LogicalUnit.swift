@@ -34,6 +34,8 @@ final class LogicalUnit: Sendable {
     /// Equal for two units exactly if they lie on the same bytes.
     let storage: StorageKey
     let naa: DesignationDescriptor
+    /// The 60 bits of the NAA.
+    let identity: UInt64
     /// 60 bits in 16 hexadecimal digits, the NAA's first among them.
     let serial: String
     /// The names in lower case of those who may see and name it; nil: all.
@@ -76,6 +78,7 @@ final class LogicalUnit: Sendable {
         ranges = locks.ranges(of: storage)
         initiators = unit.initiators.map { Set($0.map { $0.lowercased() }) }
         let value = storage.hash(unitNumber: unit.number)
+        identity = value
         naa = .naaLocallyAssigned(value)
         serial = naa.designator.map { byte in
             let digits = String(byte, radix: 16, uppercase: true)

@@ -12,7 +12,24 @@ final class Reservations: Sendable {
         /// Those of them that write it.
         var writers: [ObjectIdentifier: SCSITask] = [:]
     }
-    private let state = Monitor<[Int: Unit]>([:])
+    private let state: Monitor<[Int: Unit]>
+    private let directory: StateDirectory?
+
+    /// - Parameter directory: where what is to persist is kept; nil: nothing can.
+    init(_ units: [LogicalUnit] = [], in directory: StateDirectory? = nil) throws(BridgeStateError) {
+        self.directory = directory
+        var state: [Int: Unit] = [:]
+        if let directory {
+            for unit in units {
+                guard let saved = try directory.load(unit) else { continue }
+                state[unit.number, default: Unit()].persistent = saved
+            }
+        }
+        self.state = Monitor(state)
+    }
+
+    /// Whether APTPL is taken.
+    var canPersist: Bool { directory != nil }
 
     /// Counts `task` among those that PREEMPT AND ABORT ends, until ``end(_:at:)``. Before it is looked whether
     /// it is admitted: so whoever preempts either sees the task here or it sees the reservation.
@@ -123,16 +140,26 @@ final class Reservations: Sendable {
     }
 
     /// Executes PERSISTENT RESERVE OUT; for PREEMPT AND ABORT the commands of those who lost their
-    /// registrations are marked, too.
+    /// registrations are marked, too. What is to persist is on stable storage before anybody sees that it is so:
+    /// under the lock, although that takes a while.
     /// - Returns: `aborted`, to be waited for: what they wrote is written when they have ended, and nothing of
     ///   theirs comes after. Other PERSISTENT RESERVE OUT, which may wait for this one, are not among them.
     func apply(
-        _ command: PersistentReserveOut, _ parameters: ReservationParameters, from nexus: Nexus, at unit: Int
+        _ command: PersistentReserveOut, _ parameters: ReservationParameters, from nexus: Nexus,
+        at logicalUnit: LogicalUnit
     ) throws(CheckCondition) -> (effect: UnitReservations.Effect, aborted: [SCSITask]) {
-        try state.withLock { state throws(CheckCondition) in
+        let unit = logicalUnit.number
+        return try state.withLock { state throws(CheckCondition) in
             var entry = state[unit] ?? Unit()
             guard entry.reserver == nil else { return (.conflict, []) }
+            let persisted = entry.persistent.persists
             let effect = try entry.persistent.apply(command, parameters, from: InitiatorPort(nexus))
+            if case .done = effect {
+                if command.action.isRegistration { entry.persistent.persists = parameters.persists }
+                if persisted || entry.persistent.persists {
+                    try save(entry.persistent, logicalUnit)
+                }
+            }
             var aborted: [SCSITask] = []
             if case .done(let consequences) = effect, command.action == .preemptAndAbort {
                 aborted = entry.tasks.values.filter {
@@ -145,6 +172,18 @@ final class Reservations: Sendable {
             return (effect, aborted)
         }
     }
+
+    private func save(_ state: UnitReservations, _ unit: LogicalUnit) throws(CheckCondition) {
+        guard let directory else { preconditionFailure("APTPL was taken without a place to keep it") }
+        do throws(BridgeStateError) { try directory.save(state, unit: unit) } catch {
+            throw CheckCondition(SenseTable.stateNotKept)
+        }
+    }
+}
+
+extension PersistentReserveOutAction {
+    /// Those whose APTPL, SPEC_I_PT and ALL_TG_PT bits mean something.
+    var isRegistration: Bool { self == .register || self == .registerAndIgnoreExistingKey }
 }
 
 extension SCSIOutcome {
@@ -178,19 +217,19 @@ extension BridgeDevice {
             guard let state = reservations.persistent(at: unit.number) else {
                 return .reservationConflict(task)
             }
-            return .data(Self.reservationData(action, state), allocationLength: length)
+            return .data(reservationData(action, state), allocationLength: length)
         case .persistentOut(let command): return try persistentReserveOut(command, task, unit)
         }
     }
 
-    private static func reservationData(
+    private func reservationData(
         _ action: PersistentReserveInAction, _ state: UnitReservations
     ) -> [UInt8] {
         switch action {
         case .readKeys: ReservationData.keys(generation: state.generation, state.registrations.map(\.key))
         case .readReservation: ReservationData.reservation(generation: state.generation, state.held)
-        // Registrations live in memory only: they end with this process.
-        case .reportCapabilities: ReservationData.capabilities(canPersist: false, persists: false)
+        case .reportCapabilities:
+            ReservationData.capabilities(canPersist: reservations.canPersist, persists: state.persists)
         case .readFullStatus:
             ReservationData.fullStatus(
                 generation: state.generation,
@@ -209,15 +248,15 @@ extension BridgeDevice {
             throw CheckCondition(.parameterListLengthError)
         }
         let parameters = try ReservationParameters(decoding: task.dataOut)
-        let isRegistration = command.action == .register || command.action == .registerAndIgnoreExistingKey
+        let isRegistration = command.action.isRegistration
         if parameters.specifiesPorts { throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 3)) }
         if isRegistration, parameters.allTargetPorts {
             throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 2))
         }
-        if isRegistration, parameters.persists {
+        if isRegistration, parameters.persists, !reservations.canPersist {
             throw CheckCondition(.invalidFieldInParameterList(byte: 20, bit: 0))
         }
-        let (effect, aborted) = try reservations.apply(command, parameters, from: task.nexus, at: unit.number)
+        let (effect, aborted) = try reservations.apply(command, parameters, from: task.nexus, at: unit)
         guard case .done(let consequences) = effect else { return .reservationConflict(task) }
         for state in nexusStates {
             if let attention = consequences.attentions[InitiatorPort(state.nexus)] {

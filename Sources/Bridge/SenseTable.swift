@@ -61,6 +61,8 @@ enum SenseTable {
     static let operationInProgress = SenseData(.illegalRequest, .operationInProgress)
     /// The data-out is not what the CDB asks for; no field of the CDB is at fault by itself.
     static let wrongDataLength = SenseData(.illegalRequest, .invalidFieldInCDB)
+    /// What must outlive the process could not be written; nothing was changed.
+    static let stateNotKept = SenseData(.hardwareError, .internalTargetFailure)
     static let dataPhaseError = SenseData(.abortedCommand, .dataPhaseError)
 
     static func outOfRange(_ lba: LBA) -> SenseData {

@@ -43,6 +43,8 @@ struct UnitReservations: Sendable {
         var holder: InitiatorPort
     }
 
+    /// Whether they outlive the process: the APTPL bit of the last registration (SPC-4 §5.13.5).
+    var persists = false
     /// PRGENERATION.
     var generation: UInt32 = 0
     /// In the order in which they came.

@@ -71,6 +71,12 @@ struct BridgeCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Demand CHAP with this file's name and secret.", valueName: "file"))
     var chapFile: String?
 
+    @Option(
+        help: ArgumentHelp(
+            "Keep persistent reservations in this directory, so that they outlive the bridge (APTPL). It must be there, "
+                + "and nobody but its owner may write it.", valueName: "directory"))
+    var state: String?
+
     @Option(help: ArgumentHelp("Read settings from this file.", valueName: "bridge.yaml"))
     var config: String?
 
@@ -133,6 +139,7 @@ struct BridgeCommand: AsyncParsableCommand {
         settings.isInsecure = insecure
         if !portal.isEmpty { settings.portals = portal }
         if let target { settings.target = target }
+        if let state { settings.stateDirectory = state }
         if let chapFile { settings.chapFile = chapFile }
         guard !settings.units.isEmpty else {
             throw Failure(

@@ -26,7 +26,9 @@ struct BridgeFile {
 
     private func settings(_ root: Node, _ settings: inout BridgeSettings) throws {
         var map = try Fields(
-            root, of: "the file", ["portal", "portals", "target", "chap_file", "initiators", "units"], self)
+            root, of: "the file",
+            ["portal", "portals", "target", "chap_file", "initiators", "units", "state"],
+            self)
         if let one = map.node("portal") {
             if map.node("portals") != nil {
                 throw wrong("'portal' and 'portals' say the same; leave one out", at: one)
@@ -39,6 +41,7 @@ struct BridgeFile {
         }
         if let target = try map.string("target") { settings.target = target }
         settings.chapFile = try map.string("chap_file").map(resolved)
+        settings.stateDirectory = try map.string("state").map(resolved)
         if let node = map.node("initiators") {
             if settings.chapFile != nil {
                 throw wrong(

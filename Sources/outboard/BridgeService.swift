@@ -31,7 +31,7 @@ final class BridgeService: Sendable {
         // The agent tells its user what a private bridge says: an audit is not for him.
         if settings.isPrivate { logger.logLevel = .warning }
         let access = try settings.access()
-        let device = try open(settings.units, logger)
+        let device = try open(settings.units, state: settings.stateDirectory, logger)
         do {
             let server = try await ISCSITarget.start(
                 device: device,
@@ -63,7 +63,9 @@ final class BridgeService: Sendable {
         }
     }
 
-    private static func open(_ units: [UnitArgument], _ logger: Logger) throws -> BridgeDevice {
+    private static func open(
+        _ units: [UnitArgument], state: String?, isCheck: Bool = false, _ logger: Logger
+    ) throws -> BridgeDevice {
         do throws(BridgeError) {
             return try BridgeDevice(
                 units: units.map { unit in
@@ -76,11 +78,21 @@ final class BridgeService: Sendable {
                     made.initiators = unit.initiators.map(Set.init)
                     return made
                 },
-                logger: logger)
+                stateDirectory: state, isCheck: isCheck, logger: logger)
         } catch {
             switch error {
             case .configuration: throw Failure(.usage, "\(error)")
             case .storage(_, let cause): throw Failure(cause.failure().status, "\(error)")
+            case .state(let cause):
+                let status: ExitStatus =
+                    switch cause.kind {
+                    case .missing: .missing
+                    case .notPermitted: .notPermitted
+                    case .inUse: .tryAgain
+                    case .damaged: .damaged
+                    case .system: .io
+                    }
+                throw Failure(status, "\(error)")
             }
         }
     }
@@ -95,7 +107,7 @@ final class BridgeService: Sendable {
                 unit.readOnly = true
                 unit.isThin = nil
                 return unit
-            }, Console.logger("bridge"))
+            }, state: settings.stateDirectory, isCheck: true, Console.logger("bridge"))
         defer { device.close() }
         let configured = Dictionary(
             settings.units.map { ($0.number, $0) }, uniquingKeysWith: { first, _ in first })

@@ -19,6 +19,8 @@ struct BridgeSettings {
     /// Nil: all are let in.
     var initiators: [Initiator]?
     var units: [UnitArgument] = []
+    /// Where reservations are kept that outlive the bridge; nil: none do.
+    var stateDirectory: String?
     /// Whether it serves the agent that started it, and nobody else.
     var isPrivate = false
     /// Whether a portal may be on any address without CHAP.

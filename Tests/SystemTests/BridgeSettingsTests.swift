@@ -150,17 +150,26 @@ import Testing
         }
     }
 
-    /// What says that it is thin and cannot be is refused, asked or started; sysfs stands for a file system that
-    /// cannot punch holes.
+    /// What says that it is thin and cannot be is refused, asked or started; memory that is sealed stands for
+    /// a file system that cannot punch holes.
     @Test func whatCannotBeThinIsRefused() throws {
-        let file = "/proc/self/comm"
+        // <linux/memfd.h>, <linux/fcntl.h>: MFD_ALLOW_SEALING, F_ADD_SEALS, F_SEAL_WRITE.
+        let (allowSealing, addSeals, sealWrite) = (UInt32(2), Int32(1033), Int32(8))
+        let symbol = try #require(dlsym(nil, "memfd_create"))
+        let create = unsafeBitCast(symbol, to: (@convention(c) (UnsafePointer<CChar>, UInt32) -> Int32).self)
+        let memory = create("sealed", allowSealing)
+        defer { close(memory) }
+        #expect(memory >= 0 && ftruncate(memory, 1 << 20) == 0 && fcntl(memory, addSeals, sealWrite) == 0)
+        let file = "/proc/\(getpid())/fd/\(memory)"
         try write("bridge.yaml", "units: [{number: 0, path: \(file), thin: true}]\n")
         for options in [
             ["--check-config", "--config", scratch("bridge.yaml")], ["--unit", "0=\(file),thin"],
         ] {
             let result = try Outboard.run(["bridge", "--portal", "127.0.0.1:0"] + options)
-            #expect(result.status == 64 && result.errors.contains("unit 0"), "\(result)")
+            #expect(result.status == 64 && result.errors.contains("cannot be thin"), "\(result)")
         }
+        let other = try Outboard.run(["bridge", "--check-config", "--unit", "0=\(file)"])
+        #expect(other.output.contains("\(memory), writable, 2048"), "\(other)")
         let thick = try Outboard.run(["bridge", "--check-config", "--unit", "0=\(scratch("unit0")),thick"])
         #expect(thick.output.contains("unit0, writable, 2048"), "\(thick)")
     }
