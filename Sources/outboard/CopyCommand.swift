@@ -59,8 +59,8 @@ struct CopyCommand: AsyncParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "A standing bridge, iscsi://host[:port]/target. Give name and secret with --chap-file: a secret in the "
-                + "address (iscsi://user%secret@…) can be seen by all in the list of processes. Default: a private one.",
+            "A standing bridge, iscsi://[user@]host[:port]/target; name and secret are given with --chap-file, never "
+                + "in the address. Default: a private one.",
             valueName: "uri"))
     var bridge: String?
 

@@ -11,7 +11,8 @@ public struct InitiatorCredentials: Hashable, Sendable {
     }
 }
 
-/// Where a copy manager is: `iscsi://[user[%secret]@]host[:port]/iqn…`.
+/// Where a copy manager is: `iscsi://[user@]host[:port]/iqn…`. It holds no secret, because an address is given on the
+/// command line, which all users of a machine can read.
 public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
     public var host: String
     public var port: Int
@@ -26,27 +27,29 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
         self.credentials = credentials
     }
 
-    /// Reads the text form. An IPv6 address stands in brackets; a user without a secret gets it from
-    /// `credentials`, as does an address without a user.
-    /// - Throws: 64.
+    /// Reads the text form. An IPv6 address stands in brackets; a user must be the one of `credentials`, which an
+    /// address without a user has, too.
+    /// - Throws: 64, as well for `user%secret@`.
     public init(parsing text: String, credentials: InitiatorCredentials? = nil) throws(AgentError) {
         func bad(_ why: String) -> AgentError {
-            // The text may hold a secret, so it is not told.
+            // Whoever took the part before @ for user%secret wrote a secret, so the text is not told.
             AgentError(
                 .usage, doing: "reading the bridge's address", to: "", because: why,
-                advice: "write iscsi://[user[%secret]@]host[:port]/target-name")
+                advice:
+                    "write iscsi://[user@]host[:port]/target-name, and give name and secret with --chap-file")
         }
         guard text.hasPrefix("iscsi://") else { throw bad("it does not begin with iscsi://") }
         var rest = text.dropFirst("iscsi://".count)
         self.credentials = credentials
         if let slash = rest.lastIndex(of: "/"), let at = rest[..<slash].lastIndex(of: "@") {
-            let user = rest[..<at].split(separator: "%", maxSplits: 1, omittingEmptySubsequences: false)
+            let user = rest[..<at]
             rest = rest[rest.index(after: at)...]
-            let name = String(user[0])
-            if user.count == 2 {
-                self.credentials = InitiatorCredentials(name: name, secret: String(user[1]))
-            } else if credentials == nil || credentials?.name != name {
-                throw bad("the user \(name) comes without a secret")
+            guard !user.contains("%") else {
+                throw bad(
+                    "it holds a secret, which all users of this machine can see in the list of processes")
+            }
+            guard let credentials, credentials.name == user else {
+                throw bad("the secret of the user \(user) is in no file that was named")
             }
         }
         guard let slash = rest.firstIndex(of: "/") else { throw bad("it names no target") }
