@@ -80,7 +80,7 @@ struct BridgeCommand: AsyncParsableCommand {
     @Option(help: ArgumentHelp("Read settings from this file.", valueName: "bridge.yaml"))
     var config: String?
 
-    @Flag(help: "Tell what would be served, open nothing for writing, and end.")
+    @Flag(help: "Tell what would be served and end: nothing is locked, listened on or changed.")
     var checkConfig = false
 
     @Flag(help: "Listen on any address without CHAP: whoever reaches it may use the units.")

@@ -97,8 +97,9 @@ final class BridgeService: Sendable {
         }
     }
 
-    /// What `settings` would serve. Secrets are read and files opened as for serving, but for reading (a file, that
-    /// it may be found out whether it can be thin, for writing, too, which does not change it) and without a lock, and nothing is listened on: it can be asked while another bridge serves.
+    /// What `settings` would serve. Secrets are read and files and devices opened as for serving, but without a lock,
+    /// and nothing is listened on or changed: it can be asked while another bridge serves. Devices are opened for
+    /// reading only; files that are to be writable once more for writing, to find out whether they can be thin.
     static func check(_ settings: BridgeSettings) throws -> [BridgeUnitSummary] {
         _ = try settings.access()
         let device = try open(
