@@ -31,7 +31,8 @@ import Testing
         let scripts =
             URL(fileURLWithPath: #filePath).deletingLastPathComponent()
             .deletingLastPathComponent().deletingLastPathComponent().path + "/scripts"
-        let machine = try runProgram(scripts + "/vm", ["--nbd", host.socket, guest], seconds: 300)
+        // The first time with a download of the kernel; and the guest's processor is emulated by a busy one.
+        let machine = try runProgram(scripts + "/vm", ["--nbd", host.socket, guest], seconds: 1800)
         #expect(machine.isSuccess, "\(machine)")
         #expect(machine.output.contains("ALL-EQUAL"))
         #expect(host.stop() == .exit(0), "\(host.process.errors)")
