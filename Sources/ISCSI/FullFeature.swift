@@ -104,8 +104,8 @@ extension TargetConnection {
         case 2: response[byte: 2] = 2
         default: return reject(pdu, .invalidPDUField)
         }
+        if response[byte: 2] == 0 { return logOut(response) }
         putStatus(&response)
-        if response[byte: 2] == 0 { close("logout") }
     }
 
     /// Text negotiation (RFC 7143 §11.10, §11.11): SendTargets, and the few keys of full feature phase. One at a

@@ -27,6 +27,9 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
     private var nextLook: Scheduled<Void>?
     /// A thread makes the session; it comes back by ``established(_:_:tsih:)`` or ``refused(_:)``.
     private var isEstablishing = false
+    /// The device is ending the nexus because of a logout, or has done so.
+    private var logout = Logout.none
+    private enum Logout { case none, underWay, done }
     /// The peer is being held back.
     private var isReadPaused = false
     /// What is written now is written at once.
@@ -105,8 +108,8 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         // The tasks are forgotten, but what the device is at ends only with the threads.
         for waiter in waiting { whenOver(waiter.done) }
         waiting = []
-        // The thread that makes the session sees that it ends.
-        if !isEstablishing { endNexus() }
+        // The thread that makes the session, or ends its nexus, sees that it ends.
+        if !isEstablishing, logout != .underWay { endNexus() }
     }
 
     /// Tells the device that the nexus is lost, on a thread of its own, since that may block.
@@ -115,10 +118,10 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             isOver()
             return shared.ended(self)
         }
-        let end: @Sendable () -> Void = { [self, shared, pool] in
+        let end: @Sendable () -> Void = { [self, shared, pool, logout] in
             // The device waits for what it is at, and only then gives others what was reserved. Nor does the end of
             // the threads come first: a command may wait for a copy in the background, which ends with the nexus.
-            shared.device.closeNexus(nexus)
+            if logout == .none { shared.device.closeNexus(nexus) }
             // The session has ended when nothing of it runs any more.
             pool?.waitUntilEnded()
             isOver()
@@ -127,6 +130,27 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         }
         // Without a thread to give, it is better told late for others than never.
         if !BlockingThread.start(end) { end() }
+    }
+
+    /// Before the answer to a logout. The connection and the session end behind that.
+    private func logOut() {
+        guard let nexus else {
+            // On the next tick, since this stands in the middle of other actions.
+            return loop.execute { [self] in perform(connection.nexusEnded()) }
+        }
+        logout = .underWay
+        let end: @Sendable () -> Void = { [self, shared] in
+            shared.device.closeNexus(nexus)
+            loop.execute {
+                self.logout = .done
+                if self.isInactive { return self.endNexus() }
+                self.perform(self.connection.nexusEnded())
+            }
+        }
+        if !BlockingThread.start(end) {
+            logout = .none
+            terminateOnLoop(why: "no thread for a logout")
+        }
     }
 
     /// Calls `done` when nothing of this session runs any more.
@@ -178,6 +202,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             case .endSessions:
                 flush()
                 endSessions()
+            case .endNexus: logOut()
             case .close(let why):
                 flush()
                 logger.debug("closing", metadata: ["why": "\(why)"])

@@ -17,6 +17,8 @@ struct TargetConnection {
         case report(refusal: String, initiator: String?)
         /// End the other sessions that see no more than this one.
         case endSessions
+        /// Have the device end the nexus on another thread, then call ``nexusEnded()``.
+        case endNexus
         /// Close when all that was sent is written.
         case close(why: String)
     }
@@ -48,6 +50,8 @@ struct TargetConnection {
     private var decoder = PDUDecoder()
     /// Nothing that was sent is written any more.
     private var isDisconnected = false
+    /// Goes out when the nexus has ended.
+    private var logoutResponse: PDU?
     var actions: [Action] = []
 
     // The session; meaningful in full feature phase.
@@ -174,6 +178,24 @@ struct TargetConnection {
         close(violation.what)
     }
 
+    /// The initiator logs out. Its tasks end, and it is told when the device has given up what the nexus held: what it
+    /// does next, on another session, must not find that reserved.
+    mutating func logOut(_ response: PDU) {
+        phase = .closing
+        logoutResponse = response
+        for task in tasks.values { task.command?.abort() }
+        actions.append(.endNexus)
+    }
+
+    /// The device has ended the nexus.
+    mutating func nexusEnded() -> [Action] {
+        guard !isDisconnected, var response = logoutResponse else { return [] }
+        logoutResponse = nil
+        putStatus(&response)
+        actions.append(.close(why: "logout"))
+        return takeActions()
+    }
+
     mutating func close(_ why: String) {
         if case .closing = phase { return }
         phase = .closing
@@ -182,7 +204,7 @@ struct TargetConnection {
 
     /// Sends a PDU; `cost` is given back to the budget when it is written.
     mutating func put(_ pdu: PDU, digests: Digests? = nil, cost: Int = 0) {
-        let digests = digests ?? (isLoggedIn ? parameters.digests : Digests())
+        let digests = digests ?? parameters.digests
         let bytes = pdu.encodedLength(digests)
         outboundBytes += bytes
         actions.append(.send(pdu, digests, bytes: bytes, cost: cost))

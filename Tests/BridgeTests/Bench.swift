@@ -4,6 +4,7 @@ import Foundation
 import Logging
 import SCSI
 import TestSupport
+import Testing
 
 @testable import Bridge
 
@@ -63,6 +64,19 @@ final class Bench: Sendable {
         SCSITask(
             nexus: other ?? nexus, lun: LogicalUnitNumber(unit)!, cdb: cdb, dataOut: data,
             expectedDataIn: expecting, expectedDataOut: data.count)
+    }
+
+    /// A second session; it is registered at the unit with key 2, the first with key 1.
+    func secondRegistrant(at unit: Int) throws -> Nexus {
+        let second = Bench.makeNexus(2)
+        device.openNexus(second)
+        for unit in device.units { _ = send(.testUnitReady, unit.number, on: second) }
+        for (nexus, key) in [(nexus, UInt64(1)), (second, 2)] {
+            let parameters = ReservationParameters(key: 0, serviceActionKey: key)
+            let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
+            try #require(send(register, unit, data: parameters.encoded(), on: nexus).isGood)
+        }
+        return second
     }
 
     func cscd(_ unit: Int, blockSize: UInt32? = nil, pad: Bool = false) -> CSCDDescriptor {

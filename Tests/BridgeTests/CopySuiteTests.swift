@@ -271,14 +271,7 @@ private final class EndlessStore: BlockStore {
     @Test func preemptedInTheBackground() throws {
         let held = try HeldCopy(steps: 50)
         let bench = held.bench
-        let victim = Bench.makeNexus(2)
-        bench.device.openNexus(victim)
-        for unit in 0...1 { _ = bench.send(.testUnitReady, unit, on: victim) }
-        for (nexus, key) in [(bench.nexus, UInt64(1)), (victim, 2)] {
-            let parameters = ReservationParameters(key: 0, serviceActionKey: key)
-            let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
-            #expect(bench.send(register, 1, data: parameters.encoded(), on: nexus).isGood)
-        }
+        let victim = try bench.secondRegistrant(at: 1)
         held.source.hold()
         #expect(bench.copy(held.list(1, immediate: true), on: victim).isGood)
         held.source.awaitHeld()

@@ -336,14 +336,7 @@ extension ReservationTests {
         let bench = try Bench([
             Bench.unit(0, store), Bench.unit(1, MemoryStore(pattern: 64 * 512, seed: 4)),
         ])
-        let victim = Bench.makeNexus(2)
-        bench.device.openNexus(victim)
-        for unit in 0...1 { _ = bench.send(.testUnitReady, unit, on: victim) }
-        for (nexus, key) in [(bench.nexus, UInt64(1)), (victim, 2)] {
-            let parameters = ReservationParameters(key: 0, serviceActionKey: key)
-            let register = Command.reservation(.persistentOut(PersistentReserveOut(.register)))
-            #expect(bench.send(register, data: parameters.encoded(), on: nexus).isGood)
-        }
+        let victim = try bench.secondRegistrant(at: 0)
         let list = CopyParameterList(
             listIdentifier: 1, cscds: [bench.cscd(1), bench.cscd(0)],
             segments: [

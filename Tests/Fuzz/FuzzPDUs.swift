@@ -92,7 +92,7 @@ struct FuzzedConnection {
                     authenticatedName: result.authenticatedName)
                 perform(connection.established(nexus, tsih: 7))
             case .close(let why): if closed == nil { closed = why }
-            case .execute, .reset, .endSessions, .report: break
+            case .execute, .reset, .endNexus, .endSessions, .report: break
             }
             if endsAtOnce { end(action) } else { deferred.append(action) }
         }
@@ -104,6 +104,7 @@ struct FuzzedConnection {
         case .send(_, _, let bytes, let cost): perform(connection.written(bytes: bytes, cost: cost))
         case .execute(let tag, let task): perform(connection.completed(tag, Self.answer(task)))
         case .reset(let tag, _): perform(connection.resetDone(tag))
+        case .endNexus: perform(connection.nexusEnded())
         case .establish, .close, .endSessions, .report: break
         }
     }

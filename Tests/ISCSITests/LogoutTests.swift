@@ -6,6 +6,34 @@ import Testing
 
 /// Logout (RFC 7143 §11.14, §11.15).
 @Suite struct LogoutTests {
+    /// Who reserves something on another session behind the answer must not find it reserved by this one.
+    @Test(arguments: ["None", "CRC32C"])
+    func theAnswerComesBehindTheEndOfTheNexus(digest: String) throws {
+        var peer = Peer.loggedIn([TextKey("HeaderDigest", digest)])
+        peer.holdsNexus = true
+        peer.send(peer.command(5, [MemoryDevice.hangCode, 0, 0, 0, 0, 0]))
+        let running = try #require(peer.executing.first).task
+        peer.send(Self.logout(&peer, reason: 0))
+        #expect(peer.take().isEmpty && peer.closed == nil)
+        // Without that the nexus would not end for as long as the command likes.
+        #expect(running.isAborted)
+        peer.complete(5, .good)
+        #expect(peer.take().isEmpty)
+        // Nothing is taken any more.
+        peer.send(peer.request(Opcode.nopOut, 9))
+        peer.perform(peer.connection.nexusEnded())
+        #expect(peer.take().map(\.opcode) == [Opcode.logoutResponse] && peer.closed == "logout")
+    }
+
+    @Test func aPeerThatLeavesMeanwhileIsToldNothing() {
+        var peer = Peer.loggedIn()
+        peer.holdsNexus = true
+        peer.send(Self.logout(&peer, reason: 0))
+        peer.connection.disconnected()
+        peer.perform(peer.connection.nexusEnded())
+        #expect(peer.take().isEmpty)
+    }
+
     private static func logout(_ peer: inout Peer, reason: UInt8, cid: UInt16 = 0) -> PDU {
         var pdu = peer.request(Opcode.logoutRequest, 7, flags: 0x80 | reason)
         pdu[half: 20] = cid

@@ -23,6 +23,8 @@ struct Peer {
     /// Bytes that were sent but are not yet reported as written.
     var unwritten: [(bytes: Int, cost: Int)] = []
     var reportsWrites = true
+    /// The device takes its time to end the nexus.
+    var holdsNexus = false
 
     init(credentials: CHAPCredentials? = nil, budget: DataBudget = DataBudget()) {
         self.init(access: .anybody(credentials), budget: budget)
@@ -53,6 +55,7 @@ struct Peer {
             case .reset(let tag, let scope): resets.append((tag, scope))
             case .report(let refusal, let initiator): refusals.append([refusal, initiator ?? ""])
             case .endSessions: hasEndedAll = true
+            case .endNexus: if !holdsNexus { perform(connection.nexusEnded()) }
             case .close(let why): closed = why
             }
         }
