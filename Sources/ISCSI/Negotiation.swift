@@ -92,6 +92,9 @@ struct OperationalNegotiation {
                 parameters.firstBurst = min(Int(value), ISCSILimits.firstBurst, parameters.maxBurst)
                 return UInt32(parameters.firstBurst)
             }
+        // Its answer would stand beside the target's own declaration.
+        case "TargetPortalGroupTag", "TargetAlias", "TargetAddress":
+            throw ProtocolViolation("\(key.key) from an initiator")
         default: return valueOfFixed(key)
         }
     }

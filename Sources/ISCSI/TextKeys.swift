@@ -11,13 +11,16 @@ struct TextKey: Hashable {
 
 enum TextKeys {
     /// Reads `key=value` pairs, each ended by a zero byte.
+    /// - Parameter limit: the most keys; what an initiator may send, unless said.
     /// - Throws: when there are too many, one is too long, a key has letters it may not have, a value is no
     ///   UTF-8, or a key comes twice.
-    static func parse(_ bytes: some Collection<UInt8>) throws(ProtocolViolation) -> [TextKey] {
+    static func parse(
+        _ bytes: some Collection<UInt8>, limit: Int = ISCSILimits.textKeys
+    ) throws(ProtocolViolation) -> [TextKey] {
         var result: [TextKey] = []
         var seen: Set<String> = []
         for pair in bytes.split(separator: 0) {
-            guard result.count < ISCSILimits.textKeys else { throw ProtocolViolation("too many keys") }
+            guard result.count < limit else { throw ProtocolViolation("too many keys") }
             guard let equals = pair.firstIndex(of: UInt8(ascii: "=")) else {
                 throw ProtocolViolation("text without an equals sign")
             }

@@ -149,6 +149,14 @@ import Testing
         #expect(Self.status(twice.received.last) == 0x0200 && twice.closed != nil)
     }
 
+    /// What only a target declares would stand twice in the answer.
+    @Test(arguments: ["TargetPortalGroupTag", "TargetAlias", "TargetAddress"])
+    func keysOfATargetFromAnInitiator(key: String) {
+        var peer = Peer()
+        peer.logIn([TextKey(key, "1")])
+        #expect(Self.status(peer.received.last) == 0x0200 && peer.closed != nil)
+    }
+
     /// From the security stage straight to full feature phase, and without a security stage.
     @Test func everyWayThroughTheStages() {
         for steps: [UInt8] in [
