@@ -29,12 +29,15 @@ let package = Package(
         .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
         .package(url: "https://github.com/apple/swift-crypto", from: "4.5.2"),
         .package(url: "https://github.com/jpsim/Yams", from: "6.2.2"),
+        .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
     ],
     targets: [
         // Level 0: system libraries, and what everybody shares.
         .systemLibrary(name: "CLibAIO", providers: [.apt(["libaio-dev"])]),
         .systemLibrary(name: "CLibISCSI", pkgConfig: "libiscsi", providers: [.apt(["libiscsi-dev"])]),
         .systemLibrary(name: "CLibNBD", pkgConfig: "libnbd", providers: [.apt(["libnbd-dev"])]),
+        .systemLibrary(name: "CLibTSK", pkgConfig: "tsk", providers: [.apt(["libtsk-dev"])]),
+        .systemLibrary(name: "CLibArchive", pkgConfig: "libarchive", providers: [.apt(["libarchive-dev"])]),
         .target(name: "CChecksum"),
         library("Blocks", ["CChecksum"]),
 
@@ -49,13 +52,17 @@ let package = Package(
         library("NBD", ["Blocks", log, .product(name: "NIOSSL", package: "swift-nio-ssl")] + nio),
         library("Bridge", ["Blocks", "SCSI", "AsyncIO", log]),
         library("Host", ["Blocks", "OriginalImage", "HostControl", log] + nio),
-        library("PhysicalCopy", ["Blocks", "OriginalImage"]),
+        library("PhysicalCopy", ["Blocks", "OriginalImage", "CLibArchive"]),
+        library(
+            "TableOfContents", ["Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift")]),
 
         // Level 3.
         library(
             "Agent",
             [
-                "Blocks", "SCSI", "HostControl", "OriginalImage", "PhysicalCopy", "CLibISCSI", "CLibNBD", log,
+                "Blocks", "SCSI", "HostControl", "OriginalImage", "PhysicalCopy", "TableOfContents",
+                "CLibISCSI",
+                "CLibNBD", log,
             ]),
 
         // Level 4: where everything meets.
@@ -63,7 +70,7 @@ let package = Package(
             name: "outboard",
             dependencies: [
                 "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "ISCSI", "NBD", "Bridge", "Host",
-                "PhysicalCopy", "Agent", log,
+                "PhysicalCopy", "TableOfContents", "Agent", log,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Crypto", package: "swift-crypto"), .product(name: "Yams", package: "Yams"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -93,17 +100,19 @@ let package = Package(
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests(
+            "TableOfContentsTests",
+            ["TableOfContents", "Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift")]),
+        tests(
             "AgentTests",
             [
-                "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Host", "SCSI", "ISCSI", "Bridge",
-                "AsyncIO", "Blocks", log,
+                "Agent", "PhysicalCopy", "TableOfContents", "OriginalImage", "HostControl", "Host", "SCSI",
+                "ISCSI", "Bridge", "AsyncIO", "Blocks", log,
             ]),
         tests(
             "SystemTests",
             [
-                "outboard", "Blocks", "Agent", "PhysicalCopy", "OriginalImage", "HostControl", "Bridge",
-                "ISCSI",
-                "SCSI", "AsyncIO", log,
+                "outboard", "Blocks", "Agent", "PhysicalCopy", "TableOfContents", "OriginalImage",
+                "HostControl", "Bridge", "ISCSI", "SCSI", "AsyncIO", log,
             ], exclude: ["iscsi-test-cu-skips.txt"]),
     ],
     swiftLanguageModes: [.v6]
