@@ -103,7 +103,10 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
 
     /// A directory that holds nothing but members of a copy, a manifest among them, whole or damaged.
     static func isCopy(_ path: String, _ action: String) throws(CopyError) -> Bool {
-        let members: Set = [Manifest.fileName, "data.img", "toc.sqlite", ".\(Manifest.fileName).new"]
+        let members: Set = [
+            Manifest.fileName, "data.img", TocDescription.fileName, ".\(Manifest.fileName).new",
+            TableOfContentsFile.temporaryName,
+        ]
         let names = try Files.names(in: path, action)
         guard names.contains(Manifest.fileName), names.allSatisfy(members.contains) else { return false }
         let bytes = try Files.read(

@@ -38,7 +38,7 @@ extension PhysicalCopy {
     /// is read back at the end must fit them: damage done in between, by whatever, never gets a checksum that fits it.
     /// While the manifest says `integrating`, readers still merge, so a half-replayed chunk is never seen.
     /// - Parameter progress: told often; may throw to stop, as if killed.
-    /// - Precondition: opened for ``Use/integrating``.
+    /// - Precondition: opened for ``Use/changing``.
     /// - Throws: `damaged` when something does not verify: nothing was changed yet, or the original images are still
     ///   there; `cannotCreate` when holes in the data need more space than there is: it can be run again.
     public func integrate(
@@ -69,7 +69,7 @@ extension PhysicalCopy {
         try truncate()
     }
 
-    private func replaceManifest(_ next: Manifest) throws(CopyError) {
+    func replaceManifest(_ next: Manifest) throws(CopyError) {
         try Files.replace(directory, Manifest.fileName, with: next.encoded())
         manifest = next
     }

@@ -54,6 +54,11 @@ public struct Manifest: Codable, Hashable, Sendable {
     public var data: Portion
     /// The original image log, verbatim up to the marker; append mode until integrated.
     public var originals: Portion?
+    /// What of the volume was copied when not all was: bytes. The rest was free in its file systems at the instant,
+    /// and reads as zeros. Nil: all of it.
+    public var usedBytes: UInt64?
+    /// The table of contents; nil: there is none.
+    public var toc: TocDescription?
 
     public init(
         tool: String, uuid: String, completedAt: Int64, volume: VolumeDescription, mode: Mode,
@@ -155,6 +160,23 @@ public enum DataLocation: Codable, Hashable, Sendable {
 
     /// The usual member.
     public static let usual = DataLocation.member(name: "data.img")
+}
+
+/// The table of contents, a file of the copy's directory.
+public struct TocDescription: Codable, Hashable, Sendable {
+    /// The file's name.
+    public static let fileName = "toc.sqlite"
+
+    public var name = TocDescription.fileName
+    /// Bytes of the file.
+    public var length: UInt64
+    /// The file's CRC-32C, eight lower-case hexadecimal digits.
+    public var checksum: String
+
+    public init(length: UInt64, checksum: UInt32) {
+        self.length = length
+        self.checksum = hexadecimal(checksum)
+    }
 }
 
 /// A part of the copy's data: where it is and what it must sum to.

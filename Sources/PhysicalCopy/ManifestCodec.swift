@@ -87,10 +87,20 @@ extension Manifest {
         default:
             throw Malformed(reason: "mode \(mode.rawValue), state \(state.rawValue) and portions disagree")
         }
-        if case .member(let name) = location {
-            guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", name != Self.fileName else {
-                throw Malformed(reason: "\"\(name)\" is no name of a member")
+        if case .member(let name) = location { try Self.validate(member: name) }
+        if let toc {
+            guard toc.name == TocDescription.fileName, location != .member(name: toc.name) else {
+                throw Malformed(reason: "\"\(toc.name)\" is no name of a table of contents")
             }
+        }
+        if let usedBytes, usedBytes > volume.size {
+            throw Malformed(reason: "more bytes are said to be in use than the volume has")
+        }
+    }
+
+    private static func validate(member name: String) throws(Malformed) {
+        guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", name != fileName else {
+            throw Malformed(reason: "\"\(name)\" is no name of a member")
         }
     }
 

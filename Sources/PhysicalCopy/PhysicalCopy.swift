@@ -8,12 +8,12 @@ public typealias DataOpener = (DataLocation, Bool) throws(CopyError) -> any Bloc
 
 /// A copy on secondary storage (design §6): its directory, opened and its manifest checked. While it is open, no
 /// other process can integrate or replace it.
-// Sendable: the manifest changes only in `integrate`, which excludes all other users.
+// Sendable: the manifest changes only while it is open for changing, which excludes all other users.
 public final class PhysicalCopy: @unchecked Sendable {
     public enum Use: Sendable {
         case reading
-        /// Excludes all other users.
-        case integrating
+        /// To integrate it or give it another table of contents. Excludes all other users.
+        case changing
     }
 
     /// Absolute.
@@ -27,7 +27,7 @@ public final class PhysicalCopy: @unchecked Sendable {
     public init(_ path: String, for use: Use = .reading) throws(CopyError) {
         directory = Files.absolute(path)
         let action = "open the copy \(directory)"
-        guard let lock = try DirectoryLock(directory, exclusive: use == .integrating, action) else {
+        guard let lock = try DirectoryLock(directory, exclusive: use == .changing, action) else {
             throw CopyError(
                 .cannotCreate, action, "another process is using it", advice: "try again when that is over")
         }

@@ -3,9 +3,9 @@ import OriginalImage
 
 /// What `verify` found wrong, and where.
 public struct Finding: Codable, Hashable, Sendable {
-    public enum Part: String, Codable, Hashable, Sendable { case data, originals }
+    public enum Part: String, Codable, Hashable, Sendable { case data, originals, toc }
     public var part: Part
-    /// Bytes from the start of the data location; with `length` the range in which the damage lies.
+    /// Bytes from the start of the data location, or of the table of contents; with `length` the range in which the damage lies.
     public var offset: UInt64
     public var length: UInt64
     public var problem: String
@@ -41,6 +41,9 @@ extension PhysicalCopy {
         var report = VerifyReport()
         try verifyOriginals(in: store, &report, progress)
         try verifyData(in: store, &report, progress)
+        if let finding = try TableOfContentsFile.finding(manifest.toc, in: directory, progress) {
+            report.findings.append(finding)
+        }
         if manifest.state == .integrating {
             report.findings.append(
                 Finding(.data, manifest.data.range, "integrate was interrupted; run integrate again"))

@@ -11,6 +11,10 @@ public enum TocLimits {
     public static let extentsPerRecord = 4096
     /// Partitions of a volume.
     public static let fileSystems = 256
+    /// Ranges of blocks in use that are kept apart.
+    public static let usedRanges = 1 << 20
+    /// Bytes of free space between blocks in use that are worth leaving out.
+    public static let smallestGap: UInt64 = 64 << 10
     /// Directories one in another.
     public static let depth = 4096
     /// A node's address is below it.

@@ -30,7 +30,7 @@ struct IntegrateCommand: ParsableCommand {
     }
 
     func run() throws {
-        let copy = try PhysicalCopy(copy, for: .integrating)
+        let copy = try PhysicalCopy(copy, for: .changing)
         let bar = ProgressBar()
         defer { bar.clear() }
         try copy.integrate(data.opener(of: copy)) { progress throws(CopyError) in

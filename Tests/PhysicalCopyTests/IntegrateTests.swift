@@ -19,9 +19,9 @@ import Testing
     @Test func atOnce() throws {
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(in: parent.path, seed: 21)
-        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
-        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
     }
 
@@ -33,7 +33,7 @@ import Testing
         var opened: CrashableFile?
         var reports = 0
         do throws(CopyError) {
-            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            let copy = try PhysicalCopy(sample.directory, for: .changing)
             try copy.integrate { location, writable throws(CopyError) in
                 guard case .path(let path) = location else { preconditionFailure() }
                 let file = try CrashableFile(path, writable: writable)
@@ -63,7 +63,7 @@ import Testing
             #expect(try seen.bytes(at: 0, count: sample.instant.count) == sample.instant, "at \(stop)")
             // Once more, somewhere, then to the end.
             _ = try interrupt(sample, at: Int.random(in: 1...20, using: &random), &random)
-            do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+            do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
             try expectIntegrated(sample)
             try FileManager.default.removeItem(atPath: sample.directory)
             stop += 1
@@ -75,7 +75,7 @@ import Testing
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(in: parent.path, seed: 41)
         #expect(throws: CopyError.self) {
-            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            let copy = try PhysicalCopy(sample.directory, for: .changing)
             try copy.integrate { location, writable throws(CopyError) in
                 let file = try SampleCopy.open(location, writable) as! CrashableFile
                 file.state.withLock { $0.failAtWrite = 4 }
@@ -89,7 +89,7 @@ import Testing
             let copy = try PhysicalCopy(sample.directory)
             try copy.requireWhole(in: copy.openData(SampleCopy.open))
         }
-        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
     }
 
@@ -104,7 +104,7 @@ import Testing
             damaged[place] ^= 1
             try damaged.write(to: image)
             #expect(throws: CopyError.self) {
-                try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open)
+                try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open)
             }
             #expect(try Data(contentsOf: image) == damaged)
             #expect(try PhysicalCopy(sample.directory).manifest.state == .complete)
@@ -138,7 +138,7 @@ import Testing
         let place = try rawByte(of: sample)
         var isDamaged = false
         let error = #expect(throws: CopyError.self) {
-            let copy = try PhysicalCopy(sample.directory, for: .integrating)
+            let copy = try PhysicalCopy(sample.directory, for: .changing)
             try copy.integrate(SampleCopy.open) { progress throws(CopyError) in
                 guard !isDamaged, progress.step == step else { return }
                 isDamaged = true
@@ -159,7 +159,7 @@ import Testing
                 #expect(report.findings.contains { $0.problem.contains("CRC-32C") })
             }
             let again = #expect(throws: CopyError.self) {
-                try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open)
+                try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open)
             }
             #expect(again?.kind == .damaged)
         } else {
@@ -168,7 +168,7 @@ import Testing
         // The original images are kept, and once the damage is mended all is well.
         #expect(try PhysicalCopy(sample.directory).manifest.state == .integrating)
         try flip(place, of: sample)
-        do { try PhysicalCopy(sample.directory, for: .integrating).integrate(SampleCopy.open) }
+        do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
     }
 }

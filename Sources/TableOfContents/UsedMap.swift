@@ -1,0 +1,125 @@
+import Blocks
+
+/// What of a volume must be copied: all but what its file systems say is free. In doubt it is in use.
+///
+/// A file system's free space counts as such only if it ``FileSystemDescription/knowsUse``, was read to its end
+/// without a problem, overlaps no other, and told its ranges in order and within its own.
+public final class UsedMap: RecordSink {
+    private struct Reading {
+        var range: ByteRange
+        var isTrusted: Bool
+        var used: [ByteRange] = []
+    }
+
+    private let size: UInt64
+    private var reading: Reading?
+    private var finished: [Reading] = []
+    /// Ranges that lie nearer to each other than this are one.
+    private var gap: UInt64
+    private var count = 0
+
+    /// - Parameters:
+    ///   - size: of the volume, bytes.
+    ///   - gap: bytes; free space shorter than this is copied along, since it costs less than a segment more. A power of
+    ///     two; it grows when there would be more than ``TocLimits/usedRanges``.
+    public init(size: UInt64, gap: UInt64 = TocLimits.smallestGap) {
+        self.size = size
+        self.gap = gap
+    }
+
+    public func put(_ record: VolumeRecord) throws(TocError) {
+        switch record {
+        case .fileSystem(let description):
+            // One that did not come to its end: all of it is in use.
+            reading = Reading(range: description.range, isTrusted: description.knowsUse)
+            if description.range.end > size { reading?.isTrusted = false }
+        case .used(let ranges):
+            for range in ranges { add(range) }
+        case .problem: reading?.isTrusted = false
+        case .end:
+            if let reading, reading.isTrusted { finished.append(reading) }
+            reading = nil
+        case .node, .name, .stream, .extents, .attribute: break
+        }
+    }
+
+    private func add(_ range: ByteRange) {
+        guard var current = reading, current.isTrusted else { return }
+        reading = nil  // so that the array below is not copied
+        defer { reading = current }
+        guard range.offset >= current.range.offset, range.end <= current.range.end,
+            range.offset >= current.used.last?.end ?? 0
+        else {
+            current.isTrusted = false
+            return
+        }
+        guard !range.isEmpty else { return }
+        if let last = current.used.last, range.offset - last.end < gap {
+            current.used[current.used.count - 1] = last.joined(to: range)
+            return
+        }
+        current.used.append(range)
+        count += 1
+        guard count > TocLimits.usedRanges else { return }
+        gap *= 2
+        Self.join(&current.used, gap)
+        for index in finished.indices { Self.join(&finished[index].used, gap) }
+        count = current.used.count + finished.reduce(0) { $0 + $1.used.count }
+    }
+
+    private static func join(_ ranges: inout [ByteRange], _ gap: UInt64) {
+        var joined: [ByteRange] = []
+        for range in ranges {
+            if let last = joined.last, range.offset - last.end < gap {
+                joined[joined.count - 1] = last.joined(to: range)
+            } else {
+                joined.append(range)
+            }
+        }
+        ranges = joined
+    }
+
+    /// What must be copied, sorted, apart from each other; ends are multiples of `alignment` or the volume's end.
+    /// - Parameter alignment: bytes, a power of two.
+    public func ranges(alignment: UInt64) -> [ByteRange] {
+        var result: [ByteRange] = []
+        func add(_ start: UInt64, _ end: UInt64) {
+            guard start < end else { return }
+            let start = start.roundedDown(to: alignment)
+            let end = size - end < alignment ? size : end.roundedUp(to: alignment)
+            if let last = result.last, start <= last.end || start - last.end < gap {
+                result[result.count - 1] = ByteRange(
+                    offset: last.offset, count: Swift.max(end, last.end) - last.offset)
+            } else {
+                result.append(ByteRange(offset: start, count: end - start))
+            }
+        }
+        var position: UInt64 = 0
+        for reading in apart() {
+            add(position, reading.range.offset)
+            for range in reading.used { add(range.offset, range.end) }
+            position = reading.range.end
+        }
+        add(position, size)
+        return result
+    }
+
+    /// Those that overlap no other, by offset.
+    private func apart() -> [Reading] {
+        let sorted = finished.sorted { $0.range.offset < $1.range.offset }
+        var result: [Reading] = []
+        var end: UInt64 = 0
+        for (index, reading) in sorted.enumerated() {
+            let next = index + 1 < sorted.count ? sorted[index + 1].range.offset : size
+            if reading.range.offset >= end, reading.range.end <= next { result.append(reading) }
+            end = Swift.max(end, reading.range.end)
+        }
+        return result
+    }
+}
+
+extension ByteRange {
+    fileprivate func joined(to later: ByteRange) -> ByteRange {
+        ByteRange(offset: offset, count: later.end - offset)
+    }
+}
