@@ -63,6 +63,39 @@ extension PhysicalCopy {
         var report = VerifyReport()
         try verifyOriginals(in: store, &report, progress)
         if report.isClean { try verifyData(in: store, &report, progress) }
+        try requireClean(report)
+    }
+
+    /// The same for the parts of the copy that a plan takes something of: each original image that it touches, by its
+    /// own CRC; and, where asked for, each slice of the data portion that it touches, whole.
+    /// - Parameters:
+    ///   - entries: of the originals that are touched; empty where there are none.
+    ///   - slices: whether the data portion is looked at, too.
+    public func requireWhole(
+        in store: any BlockStore, touching plan: RestorePlan, _ entries: [LogEntry], slices: Bool,
+        progress: (UInt64) throws(CopyError) -> Void = { _ in }
+    ) throws(CopyError) {
+        if !entries.isEmpty {
+            let reader = try logReader(in: store)
+            let memory = ZeroedMemory(count: Int(reader.geometry.chunkSize))
+            for entry in entries where !entry.isZero {
+                let length = reader.geometry.length(of: entry.chunk)
+                do throws(LogError) {
+                    try reader.read(
+                        entry, into: UnsafeMutableRawBufferPointer(rebasing: memory.buffer[..<length]))
+                } catch { throw .log(error, "use the copy \(directory)") }
+                try progress(UInt64(length))
+            }
+        }
+        guard slices else { return }
+        let data = manifest.state == .integrating ? try openVolume { _, _ in store } : store
+        var report = VerifyReport()
+        try verify(
+            manifest.data, .data, in: data, &report, only: { slice in plan.wants(slice) }, progress)
+        try requireClean(report)
+    }
+
+    private func requireClean(_ report: VerifyReport) throws(CopyError) {
         guard let first = report.findings.first else { return }
         throw CopyError(
             .damaged, "use the copy \(directory)",
@@ -94,11 +127,13 @@ extension PhysicalCopy {
 
     private func verify(
         _ portion: Portion, _ part: Finding.Part, in store: any BlockStore,
-        _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
+        _ report: inout VerifyReport, only isWanted: (ByteRange) -> Bool = { _ in true },
+        _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
         let buffer = TransferBuffer()
         for (index, expected) in portion.checksums.values.enumerated() {
             let slice = portion.checksums.range(ofSlice: index, length: portion.length)
+            guard isWanted(slice) else { continue }
             let place = ByteRange(offset: portion.offset + slice.offset, count: slice.count)
             let found = try SliceChecksums.checksum(of: place, in: store, buffer, progress: progress)
             report.bytes += place.count
