@@ -73,14 +73,19 @@ extension CopySequence {
             return (reader.geometry, try reader.index().entries)
         }
         let block = UInt64(max(cache.capacity.blockLength, copy.capacity.blockLength))
-        let plan = OverlayPlan(entries.1, geometry: entries.0, base: 0, block: block)
-        if !plan.runs.isEmpty {
-            try have(member, copied: plan.runs, from: cache, phase: "overlaying original images")
+        let originals = RestorePlan(volumeOf: entries.0.volumeSize)
+            .originals(entries.1, geometry: entries.0, base: 0)
+        // A short last chunk may end within a block, whose rest is zeros in the log as on the unit.
+        let runs = originals.runs.map {
+            CopyRun(source: $0.source, destination: $0.offset, count: $0.count.roundedUp(to: block))
         }
-        for range in plan.zeros {
+        if !runs.isEmpty {
+            try have(member, copied: runs, from: cache, phase: "overlaying original images")
+        }
+        for piece in originals.zeros {
             try cancellation.check()
-            try onStore("writing zero originals to the copy at", "\(range.offset)") {
-                () throws(StoreError) in try target.writeZeroes(range, options: [])
+            try onStore("writing zero originals to the copy at", "\(piece.offset)") {
+                () throws(StoreError) in try target.writeZeroes(piece.volume, options: [])
             }
         }
         try checkOverlay(entries.1, entries.0, target)

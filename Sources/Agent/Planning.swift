@@ -1,5 +1,4 @@
 import Blocks
-import OriginalImage
 import SCSI
 
 /// What a copy manager takes in one command.
@@ -129,42 +128,6 @@ public struct CommandPlan: Sequence, IteratorProtocol, Sendable {
             amount: usesOffsets
                 ? .bytes(UInt32(count), sourceOffset: 0, destinationOffset: 0)
                 : .blocks(UInt16(count / sourceBlock), ofDestination: false))
-    }
-}
-
-/// How original images come onto raw data: runs by address, and ranges that become zeros.
-public struct OverlayPlan: Hashable, Sendable {
-    /// Of the log (positions from `base`) and of the volume; sorted by the volume's addresses.
-    public var runs: [CopyRun] = []
-    /// Of the volume; sorted.
-    public var zeros: [ByteRange] = []
-
-    /// Neighbours in the volume that are neighbours in the log, too, become one run.
-    /// - Parameters:
-    ///   - base: where the log starts on its unit, bytes.
-    ///   - block: what ends are rounded up to: a short last chunk may end within a block, whose rest is zeros in
-    ///     the log as on the unit.
-    public init(_ entries: [LogEntry], geometry: ChunkGeometry, base: UInt64, block: UInt64) {
-        for entry in entries.sorted(by: { $0.chunk < $1.chunk }) {
-            let exact = geometry.range(of: entry.chunk)
-            let range = ByteRange(offset: exact.offset, count: exact.count.roundedUp(to: block))
-            if entry.isZero {
-                if let last = zeros.last, last.end == range.offset {
-                    zeros[zeros.count - 1] = ByteRange(offset: last.offset, count: last.count + range.count)
-                } else {
-                    zeros.append(range)
-                }
-                continue
-            }
-            let run = CopyRun(source: base + entry.position, destination: range.offset, count: range.count)
-            if let last = runs.last, last.destination + last.count == run.destination,
-                last.source + last.count == run.source
-            {
-                runs[runs.count - 1].count += run.count
-            } else {
-                runs.append(run)
-            }
-        }
     }
 }
 

@@ -15,22 +15,22 @@ final class RelayCopier: ThirdPartyCopier {
     private let progress = Monitor<[UInt8: UInt64]>([:])
 
     /// - Parameters:
-    ///   - source: the unit that is read, and the bridge that has it.
+    ///   - reading: what is read: another bridge's unit, or data of this machine; and what that is called.
     ///   - destination: the unit that is written, and its bridge; units are looked up there.
     init(
-        from source: UnitDescription, at reader: any ThirdPartyCopier, to destination: UnitDescription,
+        from reading: any BlockStore, of name: String, to destination: UnitDescription,
         at writer: any ThirdPartyCopier, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) {
-        name = "\(reader.name) and \(writer.name)"
-        reading = try reader.store(of: source, isCancelled: isCancelled)
+        self.name = "\(name) and \(writer.name)"
+        self.reading = reading
         writing = try writer.store(of: destination, isCancelled: isCancelled)
-        // A store is read at any byte, so its own blocks need not be the destination's.
-        var source = source
+        // A store is read at any byte, so it has the destination's blocks. Nobody asks what it is called.
+        var source = destination
         let length = UInt64(destination.capacity.blockLength)
         guard reading.size >= length else {
             throw AgentError(
-                .inputMissing, doing: "using unit \(source.number) of", to: reader.name,
-                because: "it has \(reading.size) bytes, less than a block of the destination")
+                .inputMissing, doing: "reading the copy's data on", to: name,
+                because: "they have \(reading.size) bytes, less than a block of the destination")
         }
         source.capacity = Capacity(
             lastLBA: LBA(reading.size / length - 1), blockLength: destination.capacity.blockLength)

@@ -145,6 +145,8 @@ public struct RestorePlan: Sendable {
         public var runs: [RestoreRun] = []
         /// Become zeros.
         public var zeros: [RestorePiece] = []
+
+        public init() {}
     }
 
     /// The entries of a log of whose chunks anything is wanted, as far as it can be told at less cost than looking at

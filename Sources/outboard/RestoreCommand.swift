@@ -4,10 +4,12 @@ import Blocks
 
 struct RestoreCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
-        commandName: "restore", abstract: "Bring a copy back.", subcommands: [RestoreVolumeCommand.self])
+        commandName: "restore", abstract: "Bring a copy back, or parts of it.",
+        subcommands: [RestoreVolumeCommand.self, RestoreExtentsCommand.self])
 
     func run() throws {
-        throw Failure(.usage, "name what to restore: outboard restore volume; see outboard restore --help")
+        throw Failure(
+            .usage, "name what to restore: outboard restore volume or extents; see outboard restore --help")
     }
 }
 
@@ -22,7 +24,9 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
             is made, and has its name only when it is complete; what is there is overwritten with --force \
             only.
 
-            Data on a standing bridge's unit are read from there over iSCSI, whichever machine it is on.
+            Data on a standing bridge's unit are read from there over iSCSI, whichever machine it is on. With \
+            --bridge and --unit a standing bridge copies to its own unit by EXTENDED COPY, from the unit that has \
+            the copy's data.
 
             The live source of a running host is overwritten only with --force and --host, the host's control \
             socket: no copy may be running, and applications' writes wait until it is done.
@@ -42,45 +46,31 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
     @Argument(help: "The copy's directory.")
     var copy: String
 
-    @Option(help: ArgumentHelp("A file or device of at least the volume's size.", valueName: "path"))
-    var to: String
-
-    @Option(
-        help: ArgumentHelp(
-            "The host that serves --to, to restore onto its live source.", valueName: "ctl.sock"))
-    var host: String?
-
-    @Option(help: CopyCommand.maxRateHelp)
-    var maxRate: ByteCount?
-
+    @OptionGroup var target: RestoreTargetOptions
     @OptionGroup var data: CopyDataOptions
-
-    @Flag(help: "Overwrite what is at --to.")
-    var force = false
 
     @Flag(help: "Print one JSON object.")
     var json = false
 
-    func validate() throws {
-        if maxRate?.bytes == 0 { throw ValidationError("--max-rate must be more than 0") }
-        if host != nil, !force {
-            throw ValidationError("--host restores onto a live volume: give --force, too")
+    func run() async throws {
+        let request = try target.request(copy, credentials: data.credentials())
+        let outcome = try await Self.restore(request)
+        if json { return try Console.print(json: outcome) }
+        Self.tell(outcome)
+    }
+
+    static func restore(_ request: RestoreRequest) async throws -> RestoreOutcome {
+        try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
+            try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
         }
     }
 
-    func run() async throws {
-        let request = RestoreRequest(
-            copy: copy, destination: to, force: force, host: host, maximumRate: maxRate?.bytes,
-            credentials: try data.credentials())
-        let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
-            try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
-        }
-        if json { return try Console.print(json: outcome) }
+    static func tell(_ outcome: RestoreOutcome) {
         Console.print(
             "restored \(outcome.copy) as of \(ShowCommand.time(outcome.instant)) to \(outcome.destination)")
         Console.print(
             "  \(ByteCount(outcome.bytes).rounded) and \(outcome.originals) originals in "
-                + "\(CopyCommand.seconds(outcome.seconds)) (\(CopyCommand.rate(outcome.bytes, outcome.seconds)))"
-        )
+                + "\(CopyCommand.seconds(outcome.seconds)) (\(CopyCommand.rate(outcome.bytes, outcome.seconds))); "
+                + "\(ByteCount(outcome.bytesRead).rounded) of the copy were read")
     }
 }

@@ -95,51 +95,6 @@ import Testing
         #expect(plan { $0.hasBlockToBlock = false } == nil)
     }
 
-    @Test("An overlay plan does what the originals one by one would do", arguments: 1...40)
-    func overlay(seed: UInt64) throws {
-        var random = SeededGenerator(seed: seed)
-        let size = UInt64.random(in: 1...200_000, using: &random)
-        let geometry = try #require(ChunkGeometry(volumeSize: size, chunkSize: 4096))
-        let chunks = (0..<geometry.chunkCount).filter { _ in Bool.random(using: &random) }
-        var order = chunks
-        if Bool.random(using: &random) { order.shuffle(using: &random) }
-        var position = LogFormat.firstBatch
-        let entries = order.map { chunk -> LogEntry in
-            if Int.random(in: 0..<4, using: &random) == 0 {
-                return LogEntry(chunk: chunk, position: 0, crc: 0)
-            }
-            if Int.random(in: 0..<5, using: &random) == 0 { position += 4096 }
-            defer { position += UInt64(geometry.paddedLength(of: chunk)) }
-            return LogEntry(chunk: chunk, position: position, crc: 1)
-        }
-        let base: UInt64 = 1 << 20
-        let plan = OverlayPlan(entries, geometry: geometry, base: base, block: 512)
-        // Where each block of the volume comes from.
-        var expected: [UInt64: UInt64?] = [:]
-        for entry in entries {
-            let range = geometry.range(of: entry.chunk)
-            for offset in stride(from: 0, to: range.count.roundedUp(to: 512), by: 512) {
-                let from: UInt64? = entry.isZero ? nil : base + entry.position + offset
-                expected.updateValue(from, forKey: range.offset + offset)
-            }
-        }
-        var found: [UInt64: UInt64?] = [:]
-        for run in plan.runs {
-            for offset in stride(from: 0, to: run.count, by: 512) {
-                #expect(found.updateValue(run.source + offset, forKey: run.destination + offset) == nil)
-            }
-        }
-        for range in plan.zeros {
-            for offset in stride(from: range.offset, to: range.end, by: 512) {
-                #expect(found.updateValue(UInt64?.none, forKey: offset) == nil)
-            }
-        }
-        #expect(found == expected)
-        #expect(
-            zip(plan.runs, plan.runs.dropFirst()).allSatisfy { $0.destination + $0.count <= $1.destination })
-        #expect(zip(plan.zeros, plan.zeros.dropFirst()).allSatisfy { $0.end < $1.offset })
-    }
-
     @Test("Samples lie within the volume and hold both its ends")
     func samples() {
         for size: UInt64 in [

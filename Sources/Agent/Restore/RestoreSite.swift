@@ -30,15 +30,28 @@ final class RestoreSite {
     /// Looks at the destination and changes nothing but that a temporary file is made.
     /// - Throws: 73 when it exists and force is not given, or is too small; 77 when it cannot be written; 75 when
     ///   somebody uses it; 64 when the host that was named does not serve it.
+    /// - Parameter plan: a new file gets the volume's size, and holes where nothing is restored; what is there must
+    ///   have room for all that is restored.
     init(
-        _ request: RestoreRequest, size: UInt64, isOf copy: PhysicalCopy, world: Collaborators,
+        _ request: RestoreRequest, _ plan: RestorePlan, isOf copy: PhysicalCopy, world: Collaborators,
         observer: any SequenceObserver
     ) throws(AgentError) {
+        let size = copy.manifest.volume.size
         destination = request.destination
         force = request.force
         self.observer = observer
         freezeSeconds = world.restoreFreezeSeconds
         let doing = Self.doing
+        guard request.unit == nil else {
+            // The bridge looks after its units.
+            (isNewFile, line, path) = (false, nil, "")
+            guard request.force else {
+                throw AgentError(
+                    .cannotCreate, doing: doing, to: destination, because: "it is not known to be empty",
+                    advice: "have it overwritten with --force")
+            }
+            return
+        }
         var information = stat()
         if stat(destination, &information) != 0 {
             guard errno == ENOENT else {
@@ -50,12 +63,13 @@ final class RestoreSite {
             }
             isNewFile = true
             line = nil
-            path = try Self.makeTemporary(for: destination, size)
+            path = try Self.makeTemporary(for: destination, size, taking: plan.bytes)
             return
         }
         isNewFile = false
         path = destination
-        try Self.check(destination, information, size, copy, force: request.force)
+        try Self.check(
+            destination, information, plan.pieces.last?.volume.end ?? 0, copy, force: request.force)
         guard let control = request.host else {
             line = nil
             try Self.checkUnused(destination, isDevice: information.st_mode & S_IFMT == S_IFBLK)
@@ -66,7 +80,9 @@ final class RestoreSite {
         try Self.checkHost(line, serves: information, destination)
     }
 
-    private static func makeTemporary(for destination: String, _ size: UInt64) throws(AgentError) -> String {
+    private static func makeTemporary(
+        for destination: String, _ size: UInt64, taking space: UInt64
+    ) throws(AgentError) -> String {
         let slash = destination.lastIndex(of: "/")
         let parent = slash.map { String(destination[...$0]) } ?? ""
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
@@ -79,14 +95,14 @@ final class RestoreSite {
             throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
         }
         defer { close(descriptor) }
-        var space = statvfs()
-        if fstatvfs(descriptor, &space) == 0,
-            UInt64(space.f_bavail) * UInt64(space.f_frsize) < size
+        var status = statvfs()
+        if fstatvfs(descriptor, &status) == 0,
+            UInt64(status.f_bavail) * UInt64(status.f_frsize) < space
         {
             unlink(path)
             throw AgentError(
                 .cannotCreate, doing: doing, to: destination,
-                because: "its file system has less than \(ByteCount(size).rounded) left",
+                because: "its file system has less than \(ByteCount(space).rounded) left",
                 advice: "free some space there, or choose another place")
         }
         guard ftruncate(descriptor, Int(size)) == 0 else {
@@ -151,7 +167,7 @@ final class RestoreSite {
         guard room >= 0, UInt64(room) >= size else {
             throw AgentError(
                 .cannotCreate, doing: doing, to: destination,
-                because: "it has \(max(0, room)) bytes, and the volume takes \(size)",
+                because: "it has \(max(0, room)) bytes, and what is restored takes \(size)",
                 advice: "restore to a larger one")
         }
     }

@@ -1,0 +1,102 @@
+import Blocks
+import PhysicalCopy
+
+/// Has a bridge copy runs to one of its units by EXTENDED COPY. What does not begin or end with a block, which segments
+/// cannot name, less than one block at each end, the agent reads and writes itself.
+final class BridgeMover: RestoreMover {
+    private let copier: any ThirdPartyCopier
+    private let source: UnitDescription
+    private let target: UnitDescription
+    private let data: RestoreSource
+    private let writing: any BlockStore
+    private let rate: UInt64?
+    private let cancellation: CancellationToken
+    private let block: UInt64
+
+    /// - Parameters:
+    ///   - source: the copy's data as a unit of the copier.
+    ///   - data: the same.
+    ///   - rate: bytes a second at most.
+    ///   - isStopped: true makes operations under way fail.
+    init(
+        _ copier: any ThirdPartyCopier, from source: UnitDescription, of data: RestoreSource,
+        to target: UnitDescription, rate: UInt64?, _ cancellation: CancellationToken,
+        isStopped: @escaping @Sendable () -> Bool
+    ) throws(AgentError) {
+        self.copier = copier
+        self.source = source
+        self.target = target
+        self.data = data
+        self.rate = rate
+        self.cancellation = cancellation
+        block = UInt64(max(source.capacity.blockLength, target.capacity.blockLength))
+        writing = try copier.store(of: target, isCancelled: isStopped)
+    }
+
+    func move(
+        _ runs: [RestoreRun], progress: (UInt64) throws(AgentError) -> Void
+    ) throws(AgentError) {
+        var whole: [CopyRun] = []
+        var rest: [RestoreRun] = []
+        for run in runs { split(run, &whole, &rest) }
+        var done: UInt64 = 0
+        if !whole.isEmpty {
+            try CopyRunner.run(
+                whole, from: source, to: target, by: copier, rate: rate, cancellation: cancellation,
+                watch: progress)
+            done = whole.reduce(0) { $0 + $1.count }
+            data.addRead(done)
+        }
+        for run in rest {
+            try relay(run) { count throws(AgentError) in try progress(done + count) }
+            done += run.count
+        }
+    }
+
+    private func split(_ run: RestoreRun, _ whole: inout [CopyRun], _ rest: inout [RestoreRun]) {
+        let end = run.offset + run.count
+        let first = run.offset.roundedUp(to: block)
+        let last = end.roundedDown(to: block)
+        guard (run.source ^ run.offset) & (block - 1) == 0, first < last else {
+            return rest.append(run)
+        }
+        let head = first - run.offset
+        whole.append(CopyRun(source: run.source + head, destination: first, count: last - first))
+        if head > 0 { rest.append(RestoreRun(source: run.source, offset: run.offset, count: head)) }
+        if last < end {
+            rest.append(
+                RestoreRun(source: run.source + (last - run.offset), offset: last, count: end - last))
+        }
+    }
+
+    private func relay(
+        _ run: RestoreRun, progress: (UInt64) throws(AgentError) -> Void
+    ) throws(AgentError) {
+        let memory = ZeroedMemory(count: Int(min(run.count, UInt64(AgentLimits.relayBytes))))
+        var done: UInt64 = 0
+        while done < run.count {
+            let part = UnsafeMutableRawBufferPointer(
+                rebasing: memory.buffer.prefix(Int(min(run.count - done, UInt64(memory.count)))))
+            try onStore("reading the copy's data at", "\(run.source + done)") { () throws(StoreError) in
+                try data.store.read(at: run.source + done, into: part)
+            }
+            try onStore("writing to unit \(target.number) of", copier.name) { () throws(StoreError) in
+                try writing.write(UnsafeRawBufferPointer(part), at: run.offset + done, durable: false)
+            }
+            done += UInt64(part.count)
+            try progress(done)
+        }
+    }
+
+    func writeZeroes(_ range: ByteRange, of target: Int) throws(AgentError) {
+        try onStore("writing zeros to unit \(self.target.number) of", copier.name) {
+            () throws(StoreError) in try writing.writeZeroes(range, options: [])
+        }
+    }
+
+    func flush() throws(AgentError) {
+        try onStore("flushing unit \(target.number) of", copier.name) { () throws(StoreError) in
+            try writing.flush()
+        }
+    }
+}
