@@ -19,4 +19,21 @@ public enum TocLimits {
     public static let depth = 4096
     /// A node's address is below it.
     public static let address: UInt64 = 1 << 56
+    /// Bytes of a text for people: a reason, a remark, a label.
+    public static let textBytes = 4096
+
+    // The stream of records between the process that reads and the one that keeps.
+    /// Bytes of a frame's payload.
+    static let frameBytes = 128 << 10
+    /// Bytes that are written at once.
+    static let streamBufferBytes = 256 << 10
+
+    // The database.
+    /// Problems that are kept one by one; of more, their number.
+    public static let problems = 100_000
+    /// Bytes of a database's page cache while it is built, and while it is asked.
+    static let buildingCacheBytes = 64 << 20
+    static let readingCacheBytes = 16 << 20
+    /// Bytes of a pattern that is looked for.
+    public static let patternBytes = 4096
 }
