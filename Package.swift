@@ -54,7 +54,11 @@ let package = Package(
         library("Host", ["Blocks", "OriginalImage", "HostControl", log] + nio),
         library("PhysicalCopy", ["Blocks", "OriginalImage", "CLibArchive"]),
         library(
-            "TableOfContents", ["Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift")]),
+            "TableOfContents",
+            [
+                "Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift"),
+                .product(name: "GRDBSQLite", package: "GRDB.swift"),
+            ]),
 
         // Level 3.
         library(

@@ -32,8 +32,17 @@ public enum TocLimits {
     /// Problems that are kept one by one; of more, their number.
     public static let problems = 100_000
     /// Bytes of a database's page cache while it is built, and while it is asked.
-    static let buildingCacheBytes = 64 << 20
+    static let buildingCacheBytes = 32 << 20
     static let readingCacheBytes = 16 << 20
+    /// Bytes of trigrams that are gathered before they are written.
+    static let searchHashBytes = 8 << 20
+    /// Directories whose paths are kept while names are looked for.
+    static let cachedPaths = 4096
+    /// Entries of a directory that are read at once in a walk.
+    static let walkBatch = 256
+    /// Streams and extended attributes of one node.
+    public static let streams = 65_536
+    public static let attributes = 65_536
     /// Bytes of a pattern that is looked for.
     public static let patternBytes = 4096
 }

@@ -259,7 +259,9 @@ extension VolumeRecord {
     /// Why the record cannot be; nil: it can.
     fileprivate var fault: ReadProblem? {
         func fault(_ node: UInt64, _ reason: String, unless isSound: Bool) -> ReadProblem? {
-            if node >= TocLimits.address { return ReadProblem(reason: "a node's address, \(node), cannot be") }
+            if node >= TocLimits.address {
+                return ReadProblem(reason: "a node's address, \(node), cannot be")
+            }
             return isSound ? nil : ReadProblem(node: node, reason: reason)
         }
         switch self {
