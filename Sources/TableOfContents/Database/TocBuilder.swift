@@ -59,7 +59,10 @@ public final class TocBuilder: RecordSink {
             let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
             guard descriptor >= 0 else { throw system(path) }
             close(descriptor)
-            let queue = try DatabaseQueue(path: path)
+            var configuration = Configuration()
+            // One that ends early is closed with its transaction, and removed.
+            configuration.allowsUnsafeTransactions = true
+            let queue = try DatabaseQueue(path: path, configuration: configuration)
             let counts = try queue.inDatabase { database in
                 try prepare(database, info)
                 guard let connection = database.sqliteConnection else {
