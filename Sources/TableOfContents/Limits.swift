@@ -45,4 +45,14 @@ public enum TocLimits {
     public static let attributes = 65_536
     /// Bytes of a pattern that is looked for.
     public static let patternBytes = 4096
+
+    // Reading volumes.
+    /// Memory for what was read of a volume.
+    public static let cacheBytes: UInt64 = 32 << 20
+    /// Attributes, streams among them, that are looked at of one node.
+    public static let attributesPerNode = 4096
+    /// Problems told one by one of a file system; what comes behind is counted.
+    public static let toldProblems = 10_000
+    /// Extents of a stream that libtsk reads, which are kept until the stream is told.
+    public static let extentsPerStream = 2_097_152
 }
