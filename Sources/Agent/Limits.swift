@@ -15,6 +15,8 @@ public enum AgentLimits {
     public static let hookStopSeconds = 5.0
     /// Bytes of what a private bridge says that are kept for messages.
     public static let bridgeMessageBytes = 4_096
+    /// Bytes of the pipe by which a process tells what it read of file systems.
+    static let recordPipeBytes = 1 << 20
     /// Bytes of one EXTENDED COPY: so often progress is seen, and so much is done in vain when stopped.
     public static let commandBytes: UInt64 = 64 << 20
     /// The least that a command is cut down to for a low rate, bytes.

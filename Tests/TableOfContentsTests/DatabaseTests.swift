@@ -246,7 +246,7 @@ enum SampleVolume {
     @Test func recordsOfNoFileSystemAreRefused() throws {
         for records in [
             [SampleVolume.directory(2)],
-            [.fileSystem(SampleVolume.description()), .fileSystem(SampleVolume.description(1))],
+            [.fileSystem(SampleVolume.description()), .end, SampleVolume.directory(2)],
             [
                 .fileSystem(
                     FileSystemDescription(

@@ -31,6 +31,7 @@ public final class TocBuilder: RecordSink {
     /// - Parameters:
     ///   - progress: called now and then.
     ///   - body: puts records, of one file system after another.
+    ///   One that has no end when the next one begins was not read to its end: what came of it stays.
     /// - Throws: ``TocError`` `cannotCreate` when the file cannot be written; what `body` throws. Then there is
     ///   nothing new at `path`.
     @discardableResult
@@ -129,6 +130,8 @@ public final class TocBuilder: RecordSink {
         problem = try insert("problems", 4)
     }
 
+    /// - Throws: ``TocError`` `cannotCreate` when the file cannot be written, `damaged` for records that belong to no
+    ///   file system, and for a file system beyond the volume.
     public func put(_ record: VolumeRecord) throws(TocError) {
         records += 1
         if records & 0xFFF == 0 { progress(counts) }
@@ -172,8 +175,6 @@ public final class TocBuilder: RecordSink {
         try self.problem.binding(4, Array(problem.reason.utf8), asText: true, self.problem.run)
     }
 
-    /// Ends the file system whose records come, without its end: what came stays, and it counts as incomplete.
-    public func abandonFileSystem() { current = nil }
 }
 
 // The rows.
@@ -188,8 +189,8 @@ extension TocBuilder {
     }
 
     private func begin(_ it: FileSystemDescription) throws(TocError) {
-        guard current == nil, it.range.end <= volumeSize, it.index < TocLimits.fileSystems else {
-            throw TocError(.damaged, "file system \(it.index) lies in another one, or beyond the volume")
+        guard it.range.end <= volumeSize, it.index < TocLimits.fileSystems else {
+            throw TocError(.damaged, "file system \(it.index) lies beyond the volume")
         }
         current = it
         counts.fileSystems += 1
@@ -321,7 +322,7 @@ extension TocBuilder {
 extension TocBuilder {
     /// What was told twice, or too often, is said.
     private func finish() throws(TocError) {
-        abandonFileSystem()
+        current = nil
         if repeated > 0 {
             try tell(
                 ReadProblem(reason: "\(repeated) records were told twice; the first ones are listed"), of: nil

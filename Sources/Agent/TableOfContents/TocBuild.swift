@@ -1,0 +1,46 @@
+import Blocks
+import TableOfContents
+
+/// Builds a table of contents from a volume that is served over NBD.
+public enum TocBuild {
+    /// What was built.
+    public struct Summary: Hashable, Sendable, Encodable {
+        public var counts: TocCounts
+        /// Which file systems were not read to their end, and why.
+        public var failures: [String]
+        public var seconds: Double
+    }
+
+    /// Reads all file systems, as ``VolumeReading`` does, into a new database.
+    /// - Parameters:
+    ///   - nbd: the volume's URI.
+    ///   - executable: this program.
+    ///   - path: where the database is to be, in place of what is there; it is flushed, and its name, too.
+    ///   - info: with the volume's size.
+    ///   - progress: called now and then.
+    /// - Throws: 73 when the database cannot be written, 75 when cancelled, 69 when the volume is not there any more.
+    ///   Then there is nothing new at `path`.
+    public static func run(
+        nbd: String, executable: String, into path: String, info: TocInfo, cancellation: CancellationToken,
+        progress: @escaping (TocCounts) -> Void = { _ in }
+    ) throws(AgentError) -> Summary {
+        let start = MonotonicClock.now
+        let reading = VolumeReading(nbd: nbd, volumeSize: info.volumeSize, executable: executable)
+        var found = VolumeReading.Summary()
+        var failure: AgentError?
+        let counts: TocCounts
+        do throws(TocError) {
+            counts = try TocBuilder.build(at: path, info: info, progress: progress) {
+                builder throws(TocError) in
+                do throws(AgentError) {
+                    found = try reading.run(.files, into: builder, cancellation: cancellation)
+                } catch {
+                    failure = error
+                    throw TocError(.cancelled, error.description)
+                }
+            }
+        } catch { throw failure ?? AgentError(error) }
+        return Summary(
+            counts: counts, failures: found.failures, seconds: Double(MonotonicClock.now - start) / 1e9)
+    }
+}
