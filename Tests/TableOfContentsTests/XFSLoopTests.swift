@@ -56,7 +56,8 @@ struct XFSLoopTests {
 
     static let variants: [Variant] = [
         Variant(options: [], directory: 100_000),
-        Variant(options: ["-b", "size=1024", "-m", "bigtime=0,rmapbt=1", "-i", "size=1024"], hasBigTime: false),
+        Variant(
+            options: ["-b", "size=1024", "-m", "bigtime=0,rmapbt=1", "-i", "size=512"], hasBigTime: false),
         Variant(options: ["-b", "size=1024", "-n", "size=64k", "-m", "reflink=0"], hasReflink: false),
         Variant(options: ["-n", "size=64k", "-i", "nrext64=1", "-d", "agcount=7"]),
         Variant(options: ["-s", "size=4096", "-n", "size=16k", "-i", "size=2048,sparse=0"]),
@@ -73,7 +74,8 @@ struct XFSLoopTests {
         let script = Self.tree
             .replacingOccurrences(of: "NUMBER", with: "\(variant.directory)")
             .replacingOccurrences(
-                of: "FUTURE", with: variant.hasBigTime ? "touch -d '2450-01-01 UTC' future" : ":")
+                of: "FUTURE", with: variant.hasBigTime ? "touch -d '2450-01-01 UTC' future" : ":"
+            )
             .replacingOccurrences(
                 of: "REFLINK",
                 with: variant.hasReflink
@@ -97,7 +99,8 @@ struct XFSLoopTests {
     }
 
     /// Node by node, byte by byte.
-    private func expectEqual(_ found: CollectedRecords, _ store: any BlockStore, _ mountPoint: String) throws {
+    private func expectEqual(_ found: CollectedRecords, _ store: any BlockStore, _ mountPoint: String) throws
+    {
         #expect(found.problems == [])
         #expect(found.isEnded && found.longestBatch <= TocLimits.extentsPerRecord)
         let kernel = try KernelEntry.tree(mountPoint)

@@ -220,7 +220,8 @@ struct KernelEntry {
 /// An image that the kernel has mounted.
 final class MountedImage {
     static let isPossible = Tier.isHost && Machine.canMount
-    static let reason = "host tier only: mounts by loop devices as root (OUTBOARD_TIER=host, /dev/loop-control)"
+    static let reason =
+        "host tier only: mounts by loop devices as root (OUTBOARD_TIER=host, /dev/loop-control)"
 
     let mountPoint: String
     private var isMounted = true

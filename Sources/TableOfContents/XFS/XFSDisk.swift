@@ -22,7 +22,9 @@ struct XFSView {
 
     /// Nil where it would pass the end.
     func slice(_ offset: Int, _ count: Int) -> XFSView? {
-        guard offset >= 0, count >= 0, offset <= bytes.count, count <= bytes.count - offset else { return nil }
+        guard offset >= 0, count >= 0, offset <= bytes.count, count <= bytes.count - offset else {
+            return nil
+        }
         return XFSView(UnsafeRawBufferPointer(rebasing: bytes[offset..<offset + count]))
     }
 

@@ -84,7 +84,8 @@ final class XFSForkReader {
             let block = (high & 0x1FF) << 43 | low >> 21
             let length = low & 0x1F_FFFF
             guard length > 0, start >= end, let offset = geometry.offset(ofBlock: block, count: length) else {
-                throw TocError(.damaged, "it has an extent that cannot be right (\(length) blocks from \(block))")
+                throw TocError(
+                    .damaged, "it has an extent that cannot be right (\(length) blocks from \(block))")
             }
             end = start + length
             count += 1

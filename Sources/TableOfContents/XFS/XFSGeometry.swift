@@ -70,7 +70,9 @@ struct XFSGeometry {
             if incompatible & Incompatible.metadataDirectory != 0 {
                 return "it has a metadata directory, a feature that is not read here"
             }
-            if incompatible & Incompatible.zoned != 0 { return "it is zoned, a feature that is not read here" }
+            if incompatible & Incompatible.zoned != 0 {
+                return "it is zoned, a feature that is not read here"
+            }
             let unknown = incompatible & ~Incompatible.readable
             if unknown != 0 { return "it has features that are not known here (incompat \(hex(unknown)))" }
         case 4:
@@ -159,7 +161,7 @@ struct XFSGeometry {
     func offset(ofBlock block: UInt64, count: UInt64) -> UInt64? {
         let group = block >> groupBlocksLog
         let inside = block & (1 << groupBlocksLog - 1)
-        guard group < groupCount, let _ = ByteRange(checking: inside, count, within: blocks(ofGroup: group))
+        guard group < groupCount, ByteRange(checking: inside, count, within: blocks(ofGroup: group)) != nil
         else { return nil }
         return (group * groupBlocks + inside) << blockLog
     }

@@ -43,7 +43,8 @@ public final class XFSReader: FileSystemReader {
         let findings = try XFSUse.findings(geometry, disk)
         doubts = findings.doubts
         description.knowsUse = findings.whyUseIsUnknown == nil
-        description.remark = findings.whyUseIsUnknown.map { "which blocks are in use is not known: " + $0 } ?? ""
+        description.remark =
+            findings.whyUseIsUnknown.map { "which blocks are in use is not known: " + $0 } ?? ""
         self.description = description
     }
 

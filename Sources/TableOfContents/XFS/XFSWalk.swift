@@ -80,7 +80,8 @@ final class XFSWalk {
         for index in 0..<count {
             let chunk = Chunk(records, index * 16, geometry)
             guard chunk.allocated != 0 else { continue }
-            guard chunk.first + chunk.used <= inodesOfGroup, chunk.first % Chunk.inodes == 0 || chunk.used <= 64
+            guard chunk.first + chunk.used <= inodesOfGroup,
+                chunk.first % Chunk.inodes == 0 || chunk.used <= 64
             else {
                 try output.problem(nil, "allocation group \(group) has inodes beyond its end")
                 continue
