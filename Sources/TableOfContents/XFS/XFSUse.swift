@@ -115,25 +115,25 @@ final class XFSUse {
         var total: UInt64 = 0
         try trees.walk(
             root: UInt64(header.view.u32(16)), levels: Int(header.view.u32(28)), group: group, owner: group,
-            damage: { (error) throws(TocError) in throw error }
-        ) { (records, count) throws(TocError) in
-            for index in 0..<count {
-                let start = UInt64(records.u32(index * 8))
-                let length = UInt64(records.u32(index * 8 + 4))
-                guard length > 0, start >= end, start + length <= blocks else {
-                    throw TocError(.damaged, "allocation group \(group): its free space is not in order")
+            damage: { (error) throws(TocError) in throw error },
+            visit: { (records, count) throws(TocError) in
+                for index in 0..<count {
+                    let start = UInt64(records.u32(index * 8))
+                    let length = UInt64(records.u32(index * 8 + 4))
+                    guard length > 0, start >= end, start + length <= blocks else {
+                        throw TocError(.damaged, "allocation group \(group): its free space is not in order")
+                    }
+                    let range = ByteRange(
+                        offset: geometry.groupOffset(group) + start << geometry.blockLog,
+                        count: length << geometry.blockLog)
+                    if let log = geometry.logRange, log.overlaps(range) {
+                        throw TocError(.damaged, "allocation group \(group): its free space holds the log")
+                    }
+                    try visit(range.offset, range.count)
+                    end = start + length
+                    total += length
                 }
-                let range = ByteRange(
-                    offset: geometry.groupOffset(group) + start << geometry.blockLog,
-                    count: length << geometry.blockLog)
-                if let log = geometry.logRange, log.overlaps(range) {
-                    throw TocError(.damaged, "allocation group \(group): its free space holds the log")
-                }
-                try visit(range.offset, range.count)
-                end = start + length
-                total += length
-            }
-        }
+            })
         guard total == claimed else {
             throw TocError(
                 .damaged, "allocation group \(group): \(total) blocks are free, and \(claimed) should be")

@@ -148,22 +148,23 @@ final class XFSWalk {
             try output.damage(error, inode.number)
         }
         try attributes.attributes(
-            inode, damage: { (error) throws(TocError) in try output.damage(error, inode.number) }
-        ) { (name, value) throws(TocError) in
-            try output.put(.attribute(ExtendedAttribute(node: inode.number, name: name, value: value)))
-        }
+            inode, damage: { (error) throws(TocError) in try output.damage(error, inode.number) },
+            { (name, value) throws(TocError) in
+                try output.put(.attribute(ExtendedAttribute(node: inode.number, name: name, value: value)))
+            })
     }
 
     private func tellNames(_ inode: XFSInode) throws(TocError) {
         try directories.entries(
-            inode, damage: { (error) throws(TocError) in try output.damage(error, inode.number) }
-        ) { (name, number) throws(TocError) in
-            guard geometry.offset(ofInode: number) != nil, !name.contains(0) else {
-                return try output.problem(
-                    inode.number, "an entry of the directory is damaged or points to no inode (\(number))")
-            }
-            try output.put(.name(FileName(parent: inode.number, name: Array(name), node: number)))
-        }
+            inode, damage: { (error) throws(TocError) in try output.damage(error, inode.number) },
+            { (name, number) throws(TocError) in
+                guard geometry.offset(ofInode: number) != nil, !name.contains(0) else {
+                    return try output.problem(
+                        inode.number, "an entry of the directory is damaged or points to no inode (\(number))"
+                    )
+                }
+                try output.put(.name(FileName(parent: inode.number, name: Array(name), node: number)))
+            })
     }
 
     private func tellStream(_ inode: XFSInode) throws(TocError) {
