@@ -86,6 +86,11 @@ let package = Package(
             name: "TestSupport", dependencies: ["Blocks"], path: "Tests/TestSupport",
             // The oracle looks at every byte: fifty times slower without.
             swiftSettings: strict + [.unsafeFlags(["-O"])]),
+        .target(name: "CWitnessCalls", path: "Tests/CWitnessCalls"),
+        .executableTarget(
+            // It hashes what it lists: fifty times slower without.
+            name: "FileSystemWitness", dependencies: ["CWitnessCalls"], path: "Tests/FileSystemWitness",
+            swiftSettings: strict + [.unsafeFlags(["-O", "-parse-as-library"])]),
         tests("TestSupportTests", ["Blocks"]),
         tests("BlocksTests", ["Blocks", "CChecksum"]),
         tests("SCSITests", ["SCSI", "Blocks"]),
@@ -115,7 +120,8 @@ let package = Package(
         tests(
             "SystemTests",
             [
-                "outboard", "Blocks", "Agent", "PhysicalCopy", "TableOfContents", "OriginalImage",
+                "outboard", "FileSystemWitness", "Blocks", "Agent", "PhysicalCopy", "TableOfContents",
+                "OriginalImage",
                 "HostControl", "Bridge", "ISCSI", "SCSI", "AsyncIO", log,
             ], exclude: ["iscsi-test-cu-skips.txt"]),
     ],

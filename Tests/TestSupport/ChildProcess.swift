@@ -141,6 +141,12 @@ public final class ChildProcess: Sendable {
         state.withLock { if $0.ending == nil { kill(identifier, number) } }
     }
 
+    /// To its standard input, which must be kept open.
+    public func write(_ text: String) {
+        // It may have ended; who waits for an answer sees that.
+        _ = send(input, text, text.utf8.count, Int32(MSG_NOSIGNAL))
+    }
+
     public func closeInput() { shutdown(input, Int32(SHUT_WR)) }
 
     /// What it has written so far.
