@@ -82,6 +82,24 @@ enum Files {
         return Array(bytes[..<filled])
     }
 
+    /// Reads a whole file of any length, part after part.
+    /// - Parameter buffer: what the parts are read into.
+    static func forEachPart(
+        of path: String, _ buffer: UnsafeMutableRawBufferPointer,
+        _ body: (UnsafeRawBufferPointer) throws(CopyError) -> Void
+    ) throws(CopyError) {
+        let action = "read \(path)"
+        let descriptor = try open(path, O_RDONLY | O_NONBLOCK, action)
+        defer { close(descriptor) }
+        while true {
+            let count = Glibc.read(descriptor, buffer.baseAddress, buffer.count)
+            if count < 0, errno == EINTR { continue }
+            guard count >= 0 else { throw .system(errno, action) }
+            if count == 0 { return }
+            try body(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+        }
+    }
+
     /// What is at `path`, links not followed; nil when nothing is.
     static func kind(of path: String, _ action: String) throws(CopyError) -> mode_t? {
         var information = stat()

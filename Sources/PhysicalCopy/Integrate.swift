@@ -99,6 +99,12 @@ extension PhysicalCopy {
         return slices
     }
 
+    /// The same from an opened copy; its original images are verified first.
+    func derivedChecksums(in store: any BlockStore) throws(CopyError) -> SliceChecksums {
+        let reader = try logReader(in: store)
+        return try derivedChecksums(verifiedEntries(of: reader), reader, in: store) { _ in }
+    }
+
     /// The data portion's checksums as they will be with the originals over the data; the slices that change are
     /// verified on the way.
     private func derivedChecksums(

@@ -2,8 +2,7 @@ import Blocks
 import Foundation
 
 extension Manifest {
-    static let blankChecksum = "00000000"
-    private static let checksumKey = Array(#""crc32c" : ""#.utf8)
+    static let blankChecksum = SelfChecksum.blank
 
     /// Why bytes are not a manifest.
     struct Malformed: Error {
@@ -15,17 +14,7 @@ extension Manifest {
     func encoded() -> [UInt8] {
         var blank = self
         blank.crc32c = Self.blankChecksum
-        let encoder = JSONEncoder()
-        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-        let data: Data
-        // All members are integers and strings: there is nothing that JSON could not hold.
-        do { data = try encoder.encode(blank) } catch { preconditionFailure("manifest: \(error)") }
-        var bytes = Array(data) + [UInt8(ascii: "\n")]
-        guard let place = Self.checksumPlace(in: bytes) else {
-            preconditionFailure("manifest without crc32c")
-        }
-        bytes.replaceSubrange(place, with: Self.digits(CRC32C.checksum(bytes)).utf8)
-        return bytes
+        return SelfChecksum.encode(blank)
     }
 
     /// Reads and checks a manifest's bytes.
@@ -33,14 +22,10 @@ extension Manifest {
         guard bytes.count <= CopyLimits.manifestBytes else {
             throw Malformed(reason: "it is longer than \(CopyLimits.manifestBytes) bytes")
         }
-        guard let place = Self.checksumPlace(in: bytes) else {
+        guard let fits = SelfChecksum.fits(bytes) else {
             throw Malformed(reason: "it has no checksum, so it is no manifest or a damaged one")
         }
-        var blank = bytes
-        blank.replaceSubrange(place, with: Self.blankChecksum.utf8)
-        guard Array(Self.digits(CRC32C.checksum(blank)).utf8) == Array(bytes[place]) else {
-            throw Malformed(reason: "its checksum does not fit its bytes")
-        }
+        guard fits else { throw Malformed(reason: "its checksum does not fit its bytes") }
         let head: Head
         do { head = try JSONDecoder().decode(Head.self, from: Data(bytes)) } catch {
             throw Malformed(reason: "it is not a manifest")
@@ -109,20 +94,4 @@ extension Manifest {
             throw Malformed(reason: "the \(name) portion's checksums do not cover it")
         }
     }
-
-    /// Where the eight digits stand.
-    private static func checksumPlace(in bytes: [UInt8]) -> Range<Int>? {
-        // Within a JSON string a quote is escaped, so the key cannot occur in one.
-        guard let key = bytes.firstRange(of: checksumKey) else { return nil }
-        let place = key.upperBound..<key.upperBound + blankChecksum.utf8.count
-        return place.upperBound <= bytes.count ? place : nil
-    }
-
-    private static func digits(_ crc: UInt32) -> String { hexadecimal(crc) }
-}
-
-/// Eight lower-case hexadecimal digits.
-func hexadecimal(_ value: UInt32) -> String {
-    let digits = String(value, radix: 16)
-    return String(repeating: "0", count: 8 - digits.count) + digits
 }

@@ -8,9 +8,11 @@ public final class MergedReader: BlockStore {
     private let data: any BlockStore
     private let reader: LogReader
     private let index: LogIndex
+    /// The chunks that have an original, sorted.
+    private let chunks: [UInt64]
 
     public var size: UInt64 { reader.geometry.volumeSize }
-    public let capabilities: StoreCapabilities = []
+    public let capabilities: StoreCapabilities
 
     /// - Parameters:
     ///   - data: the raw data from offset 0; at least the volume's size.
@@ -20,6 +22,58 @@ public final class MergedReader: BlockStore {
         self.data = data
         self.reader = reader
         self.index = index
+        capabilities = data.capabilities.intersection(.knowsAllocation)
+        chunks = capabilities.isEmpty ? [] : index.entries.map(\.chunk).sorted()
+    }
+
+    /// An original is a hole where it is all zeros, and data otherwise; all else is as in the raw data.
+    public func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
+        requireWithin(range)
+        precondition(limit > 0 && !range.isEmpty)
+        guard capabilities.contains(.knowsAllocation) else {
+            return [AllocationExtent(count: range.count, isHole: false, readsAsZeros: false)]
+        }
+        var extents: [AllocationExtent] = []
+        var position = range.offset
+        func append(_ end: UInt64, isHole: Bool, readsAsZeros: Bool) {
+            let count = end - position
+            position = end
+            if let last = extents.last, last.isHole == isHole, last.readsAsZeros == readsAsZeros {
+                extents[extents.count - 1].count += count
+            } else {
+                extents.append(
+                    AllocationExtent(count: count, isHole: isHole, readsAsZeros: readsAsZeros))
+            }
+        }
+        var next = firstChunk(from: position)
+        while position < range.end, extents.count < limit {
+            let chunk = next < chunks.count ? chunks[next] : nil
+            let own = chunk.map { reader.geometry.range(of: $0) }
+            if let chunk, let own, own.offset <= position {
+                let isZero = index[chunk]?.isZero ?? false
+                append(min(own.end, range.end), isHole: isZero, readsAsZeros: isZero)
+                next += 1
+                continue
+            }
+            let end = min(own?.offset ?? range.end, range.end)
+            let raw = ByteRange(offset: position, count: end - position)
+            for extent in try data.allocation(of: raw, limit: limit) where extents.count < limit {
+                append(
+                    position + extent.count, isHole: extent.isHole, readsAsZeros: extent.readsAsZeros)
+            }
+        }
+        return extents
+    }
+
+    /// The place in ``chunks`` of the first that does not end before `offset`.
+    private func firstChunk(from offset: UInt64) -> Int {
+        let chunk = reader.geometry.chunk(at: offset)
+        var (low, high) = (0, chunks.count)
+        while low < high {
+            let middle = (low + high) / 2
+            if chunks[middle] < chunk { low = middle + 1 } else { high = middle }
+        }
+        return low
     }
 
     public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {

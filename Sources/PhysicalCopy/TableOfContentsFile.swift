@@ -12,22 +12,15 @@ public enum TableOfContentsFile {
     public static func describe(
         _ path: String, progress: (UInt64) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) -> TocDescription {
-        let action = "read \(path)"
-        let descriptor = try Files.open(path, O_RDONLY | O_NONBLOCK, action)
-        defer { close(descriptor) }
         let memory = TransferBuffer()
         defer { withExtendedLifetime(memory) {} }
-        let buffer = memory.prefix(UInt64(CopyLimits.transferBytes))
         var crc = CRC32C()
         var length: UInt64 = 0
-        while true {
-            let count = Glibc.read(descriptor, buffer.baseAddress, buffer.count)
-            if count < 0, errno == EINTR { continue }
-            guard count >= 0 else { throw .system(errno, action) }
-            if count == 0 { break }
-            crc.update(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
-            length += UInt64(count)
-            try progress(UInt64(count))
+        try Files.forEachPart(of: path, memory.prefix(UInt64(CopyLimits.transferBytes))) {
+            part throws(CopyError) in
+            crc.update(part)
+            length += UInt64(part.count)
+            try progress(UInt64(part.count))
         }
         return TocDescription(length: length, checksum: crc.value)
     }

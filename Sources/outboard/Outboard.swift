@@ -22,7 +22,7 @@ struct Outboard: AsyncParsableCommand {
         version: toolVersion,
         subcommands: [
             HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
-            IntegrateCommand.self, RestoreCommand.self, ThawGuardCommand.self,
+            IntegrateCommand.self, RestoreCommand.self, BackupCommand.self, ThawGuardCommand.self,
         ])
 
     func run() throws { throw ValidationError("name a subcommand; outboard --help lists them") }

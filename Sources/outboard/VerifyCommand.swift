@@ -1,5 +1,6 @@
 import ArgumentParser
 import Blocks
+import Glibc
 import PhysicalCopy
 
 struct VerifyCommand: ParsableCommand {
@@ -9,12 +10,19 @@ struct VerifyCommand: ParsableCommand {
             Checks the manifest, every portion's checksums, and each original image's own CRC, and says where \
             something does not fit: a line for each on standard error, or in `findings` of --json.
 
+            With --backup it reads a backup, once and from front to back, so that - can be a pipe: also the \
+            stream's own checksums, and whether it is whole. What it says is where in the stream, in which \
+            member, and where in the volume.
+
             EXIT STATUS: 0 all fits; 64 usage; 65 something does not; 66 no such copy; 69 the bridge that has \
             the data is unreachable; 73 `integrate` is at work on it; 74 input/output error; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")
-    var copy: String
+    var copy: String?
+
+    @Option(help: ArgumentHelp("A backup: a file, a device, or - for standard input.", valueName: "path"))
+    var backup: String?
 
     @OptionGroup var data: CopyDataOptions
 
@@ -29,8 +37,20 @@ struct VerifyCommand: ParsableCommand {
         var findings: [Finding]
     }
 
+    func validate() throws {
+        guard (copy == nil) != (backup == nil) else {
+            throw ValidationError("name either the copy's directory or a --backup")
+        }
+    }
+
     func run() throws {
-        let copy = try PhysicalCopy(copy)
+        if let backup { return try verifyBackup(backup) }
+        guard let copy else { return }
+        try verifyCopy(copy)
+    }
+
+    private func verifyCopy(_ directory: String) throws {
+        let copy = try PhysicalCopy(directory)
         let bar = ProgressBar()
         let total = copy.manifest.data.length + (copy.manifest.originals?.length ?? 0)
         var done: UInt64 = 0
@@ -63,6 +83,72 @@ struct VerifyCommand: ParsableCommand {
             Console.print(
                 "verified \(copy.directory): \(ByteCount(report.bytes).rounded), \(report.originals) originals"
             )
+        }
+    }
+
+    private struct BackupOutput: Encodable {
+        var backup: String
+        var ok: Bool
+        var streamBytes: UInt64
+        var bytes: UInt64
+        var originals: UInt64
+        var findings: [BackupFinding]
+    }
+
+    private func verifyBackup(_ path: String) throws {
+        let stop = StopRequest("verify")
+        let input = try BackupInput(argument: path) { () throws(CopyError) in try stop.check() }
+        let bar = ProgressBar()
+        defer { bar.clear() }
+        var findings: [BackupFinding] = []
+        let reader = try BackupReader(input) { finding throws(CopyError) in findings.append(finding) }
+        var streamBytes: UInt64 = 0
+        var failure: CopyError?
+        do throws(CopyError) {
+            var done: UInt64 = 0
+            _ = try reader.readToc()
+            try reader.readData { more throws(CopyError) in
+                done += more
+                bar.update(phase: "verify", done: done, total: reader.dataBytes)
+            } to: { _, _ throws(CopyError) in
+            }
+            streamBytes = try reader.finish()
+        } catch {
+            // Damage that ends the reading is told after what was found before it.
+            guard error.kind == .damaged else { throw error }
+            failure = error
+        }
+        bar.clear()
+        let isClean = failure == nil && findings.isEmpty
+        if json {
+            try Console.print(
+                json: BackupOutput(
+                    backup: path, ok: isClean, streamBytes: streamBytes, bytes: reader.dataBytes,
+                    originals: reader.originals, findings: findings))
+        }
+        for finding in findings { Console.complain("\(path): \(finding)") }
+        if let failure { throw failure }
+        guard isClean else {
+            throw Failure(
+                .damaged,
+                "the backup \(path) does not verify (\(findings.count) findings, above); take another one, or "
+                    + "keep it for what is still whole")
+        }
+        if !json {
+            Console.print(
+                "verified \(path): \(ByteCount(streamBytes).rounded) with \(ByteCount(reader.dataBytes).rounded) "
+                    + "of data, \(reader.originals) originals")
+        }
+    }
+}
+
+extension BackupInput {
+    /// - Parameter path: of a file or device; `-` is standard input.
+    convenience init(argument path: String, check: @escaping () throws(CopyError) -> Void) throws(CopyError) {
+        if path == "-" {
+            self.init(descriptor: STDIN_FILENO, name: "on standard input", check: check)
+        } else {
+            try self.init(path, check: check)
         }
     }
 }
