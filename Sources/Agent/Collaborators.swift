@@ -126,6 +126,8 @@ public struct Collaborators: Sendable {
     public var runCommand: @Sendable (String, CancellationToken?) throws(AgentError) -> Void
     /// Starts what thaws these mount points and runs that command if this process ends before it is dismissed.
     public var startThawGuard: @Sendable ([String], String?) throws(AgentError) -> any ThawGuard
+    /// What fills restored files from a copy's data.
+    public var fileMover: @Sendable (RestoreSource, CancellationToken) throws(AgentError) -> any FileMover
     /// Nanoseconds since 1970.
     public var realTime: @Sendable () -> Int64
 
@@ -157,6 +159,7 @@ public struct Collaborators: Sendable {
         startThawGuard = { mountPoints, command throws(AgentError) in
             try ThawGuardProcess(executable: executable, mountPoints, command)
         }
+        fileMover = { data, _ in StoreFileMover(data) }
         realTime = { ShellCommand.realTime() }
     }
 }

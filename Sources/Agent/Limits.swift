@@ -34,4 +34,17 @@ public enum AgentLimits {
     public static let sampleBytes: UInt64 = 64 << 10
     /// Nanoseconds between two looks at the host while data are copied.
     public static let watchNanoseconds: UInt64 = 500_000_000
+    /// Of a restore of files: files that are filled together (each takes up to three descriptors meanwhile), and pieces
+    /// of their extents.
+    public static let batchFiles = 256
+    public static let batchPieces = 65_536
+    /// Batches of no more files flush each of them; others their file system.
+    public static let flushedAlone = 4
+    /// Directories that are kept open.
+    public static let openDirectories = 64
+    /// Failures of single files that are listed; all are counted.
+    public static let listedFailures = 1_000
+    /// A stream's last extent is followed no further beyond the stream's end, bytes; a power of two. What is cut off
+    /// is not needed.
+    public static let greatestBlock: UInt64 = 64 << 10
 }

@@ -70,9 +70,11 @@ extension PhysicalCopy {
     /// own CRC; and, where asked for, each slice of the data portion that it touches, whole.
     /// - Parameters:
     ///   - entries: of the originals that are touched; empty where there are none.
-    ///   - slices: whether the data portion is looked at, too.
+    ///   - slices: whether the data portion is looked at, too; but not where `isKnown` says that it was, of a slice's
+    ///     range in the portion.
     public func requireWhole(
         in store: any BlockStore, touching plan: RestorePlan, _ entries: [LogEntry], slices: Bool,
+        isKnown: (ByteRange) -> Bool = { _ in false },
         progress: (UInt64) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) {
         if !entries.isEmpty {
@@ -91,7 +93,7 @@ extension PhysicalCopy {
         let data = manifest.state == .integrating ? try openVolume { _, _ in store } : store
         var report = VerifyReport()
         try verify(
-            manifest.data, .data, in: data, &report, only: { slice in plan.wants(slice) }, progress)
+            manifest.data, .data, in: data, &report, only: { plan.wants($0) && !isKnown($0) }, progress)
         try requireClean(report)
     }
 

@@ -5,11 +5,12 @@ import Blocks
 struct RestoreCommand: AsyncParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "restore", abstract: "Bring a copy back, or parts of it.",
-        subcommands: [RestoreVolumeCommand.self, RestoreExtentsCommand.self])
+        subcommands: [RestoreVolumeCommand.self, RestoreFileCommand.self, RestoreExtentsCommand.self])
 
     func run() throws {
         throw Failure(
-            .usage, "name what to restore: outboard restore volume or extents; see outboard restore --help")
+            .usage,
+            "name what to restore: outboard restore volume, file or extents; see outboard restore --help")
     }
 }
 

@@ -23,12 +23,16 @@ enum Sequences {
             if count == 1 { observer.notice("stopping; a third signal ends at once") }
             cancellation.cancel()
         }
-        let world = Collaborators(executable: executable, notice: observer.notice) {
+        var world = Collaborators(executable: executable, notice: observer.notice) {
             path, writable throws(AgentError) in
             try open(path, writable)
         }
+        world.fileMover = { data, cancellation throws(AgentError) in
+            guard let path = data.path else { return StoreFileMover(data) }
+            return try EngineFileMover(data, at: path, cancellation)
+        }
         defer { observer.finish() }
-        return try await onBlockingThread { try body(world, cancellation, observer) }
+        return try await onBlockingThread { [world] in try body(world, cancellation, observer) }
     }
 
     /// This program, whose command `bridge` is the private bridge.
@@ -43,17 +47,20 @@ enum Sequences {
         do throws(StorageError) {
             return try StorageFile.open(
                 path, access: writable ? .readWrite : .readOnly, mode: .pageCache, lock: .none)
-        } catch {
-            let status: AgentError.ExitStatus =
-                switch error.kind {
-                case .missing, .unsuitable: .inputMissing
-                case .notPermitted: .notPermitted
-                case .locked: .tryAgain
-                case .tooSmall, .exists, .exhausted: .cannotCreate
-                case .system: .io
-                }
-            throw AgentError(status, doing: error.operation, to: path, because: error.reason)
-        }
+        } catch { throw agentError(error, path) }
+    }
+
+    /// A file's or device's failure as the agent's.
+    static func agentError(_ error: StorageError, _ path: String) -> AgentError {
+        let status: AgentError.ExitStatus =
+            switch error.kind {
+            case .missing, .unsuitable: .inputMissing
+            case .notPermitted: .notPermitted
+            case .locked: .tryAgain
+            case .tooSmall, .exists, .exhausted: .cannotCreate
+            case .system: .io
+            }
+        return AgentError(status, doing: error.operation, to: path, because: error.reason)
     }
 }
 

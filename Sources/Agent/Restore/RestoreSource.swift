@@ -38,6 +38,8 @@ public final class RestoreSource {
     /// The same as ``store``, uncounted: for what tells its reads by ``addRead(_:)``.
     let raw: any BlockStore
     private let counted: CountingStore
+    /// Where the slices begin that were found to be as they should.
+    private var known: Set<UInt64> = []
     private let log: (reader: LogReader, index: LogIndex)?
 
     /// Opens the data and reads the original-image portion's headers, every one checked.
@@ -116,7 +118,8 @@ public final class RestoreSource {
         var done: UInt64 = 0
         try onCopy { () throws(CopyError) in
             try copy.requireWhole(
-                in: counted, touching: steps.plan, steps.originals.entries, slices: slices
+                in: counted, touching: steps.plan, steps.originals.entries, slices: slices,
+                isKnown: { !known.insert($0.offset).inserted }
             ) { count throws(CopyError) in
                 done += count
                 observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))

@@ -1,0 +1,107 @@
+import Agent
+import ArgumentParser
+import Blocks
+
+struct RestoreFileCommand: AsyncParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "file",
+        abstract: "Bring files and whole trees back from a copy.",
+        discussion: """
+            Each PATH, as `outboard ls` shows it, is restored into the directory --to under its last name; a \
+            directory with all that is in it; of / the contents. Only the extents of these files are read. \
+            Owner, group, mode, times to the nanosecond, extended attributes, access control lists and hard \
+            links among what is restored are kept as far as the user may; a notice tells what could not be. \
+            Set-user-ID and set-group-ID are kept only with owner and group. Holes stay holes. Alternate \
+            streams of NTFS become extended attributes user.NAME; one that is too long for that is restored \
+            by itself, as PATH:NAME.
+
+            A file has its name only when it is complete and flushed. What is there is refused, or replaced \
+            with --force, file by file; directories that are there are used and stay as they are. Symbolic \
+            links below --to are never followed, and no name leads out of it. What cannot be restored is told, \
+            and everything else is restored nevertheless.
+
+            Original images (`--mode append`) are compared with their checksums before they are used. Data have \
+            checksums for large slices only; with --verify every slice that is touched is read whole and \
+            compared before.
+
+            SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Files that were complete then are there, others \
+            are not; directories may lack their owner, mode and times.
+
+            EXAMPLE:
+                outboard restore file /backup/monday /etc/passwd /home/eva --to /tmp/restored
+
+            EXIT STATUS: 0 all restored and flushed; 64 usage; 65 the table of contents or an original image \
+            does not verify; 66 no such copy or path, or it has no table of contents; 69 the bridge that has the \
+            data is unreachable; 73 something cannot be made, or is there; 74 input/output error; 75 stopped; 77 \
+            not permitted. When some files failed it is the status of the first.
+            """)
+
+    @Argument(help: "The copy's directory.")
+    var copy: String
+
+    @Argument(help: ArgumentHelp("What to restore. Repeat for more.", valueName: "path"))
+    var paths: [String]
+
+    @Option(help: ArgumentHelp("The directory to restore into; made if there is none.", valueName: "dir"))
+    var to: String
+
+    @Flag(help: "Replace files that are there.")
+    var force = false
+
+    @Flag(help: "Compare the slices of the data that the files touch with their checksums before.")
+    var verify = false
+
+    @OptionGroup var data: CopyDataOptions
+
+    @Flag(help: "Print one JSON object.")
+    var json = false
+
+    func run() async throws {
+        let request = FileRestoreRequest(
+            copy: copy, paths: paths, directory: to, force: force, checksSlices: verify,
+            credentials: try data.credentials())
+        let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
+            try FileRestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
+        }
+        try Self.tell(outcome, json: json)
+    }
+
+    /// - Throws: the first failure's status, when there is one.
+    static func tell(_ outcome: FileRestoreOutcome, json: Bool) throws {
+        let report = outcome.restored
+        for failure in report.failures {
+            Console.complain("outboard restore: \(failure.path): \(failure.reason)")
+        }
+        for (what, files) in report.lost.sorted(by: { $0.key < $1.key }) {
+            Console.complain(
+                "outboard restore: notice: \(Self.loss(what)) of \(files) could not be kept here")
+        }
+        if json {
+            try Console.print(json: outcome)
+        } else {
+            Console.print(
+                "restored \(report.files) files and \(report.directories) directories of \(outcome.copy) as of "
+                    + "\(ShowCommand.time(outcome.instant)) to \(outcome.directory)")
+            Console.print(
+                "  \(ByteCount(report.bytes).rounded) in \(CopyCommand.seconds(outcome.seconds)) "
+                    + "(\(CopyCommand.rate(report.bytes, outcome.seconds))); "
+                    + "\(ByteCount(outcome.bytesRead).rounded) of the copy were read")
+        }
+        guard let first = report.failures.first else { return }
+        throw Failure(
+            ExitStatus(rawValue: first.status) ?? .io,
+            "\(report.failureCount) of what was to be restored could not be (above); all else was")
+    }
+
+    private static func loss(_ name: String) -> String {
+        switch name {
+        case "owner": "the owner or group"
+        case "mode": "the mode"
+        case "attributes": "extended attributes or access control lists"
+        case "times": "the times"
+        case "setid": "set-user-ID, set-group-ID or capabilities"
+        case "devices": "the nodes (devices)"
+        default: name
+        }
+    }
+}
