@@ -109,6 +109,7 @@ public final class FileRestore {
                 path, FileProblem("the table of contents lists no such path", status: .inputMissing))
         }
         if entry.name.isEmpty, entry.isDirectory {
+            if let key = entry.key { seen.insert(key) }
             enter(entry, directories.top)
         } else {
             try place(entry, in: directories.top)
