@@ -2,6 +2,7 @@ import Blocks
 import HostControl
 import PhysicalCopy
 import SCSI
+import TableOfContents
 
 /// A line to one host's control socket; ``HostClient`` is it, tests record.
 public protocol HostLine: AnyObject, Sendable {
@@ -110,6 +111,10 @@ public struct Collaborators: Sendable {
     public var connectHost: @Sendable (String) throws(AgentError) -> any HostLine
     /// The logical snapshot that a host with that status serves while an epoch is open.
     public var openSnapshot: @Sendable (VolumeStatus) throws(AgentError) -> any BlockStore
+    /// Has processes of their own read the file systems of a volume of that size, and hands on what they hold.
+    public var readVolume:
+        @Sendable (VolumeAddress, UInt64, ReadScope, any RecordSink, CancellationToken) throws(AgentError) ->
+            VolumeReading.Summary
     public var startPrivateBridge:
         @Sendable ([PrivateUnit], CancellationToken) throws(AgentError) -> any BridgeConnection
     public var connectBridge:
@@ -144,6 +149,10 @@ public struct Collaborators: Sendable {
         connectHost = { path throws(AgentError) in try HostClient(path: path) }
         openSnapshot = { status throws(AgentError) in
             try NBDStore(.unixSocket(status.socket, export: "snapshot"))
+        }
+        readVolume = { volume, size, scope, sink, cancellation throws(AgentError) in
+            try VolumeReading(nbd: volume.uri, volumeSize: size, executable: executable)
+                .run(scope, into: sink, cancellation: cancellation)
         }
         startPrivateBridge = { units, cancellation throws(AgentError) in
             try BridgeProcess(

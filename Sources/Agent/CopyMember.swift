@@ -23,6 +23,10 @@ final class CopyMember {
     var isSourceProven = false
     var marker: LogPosition?
     var copySeconds = 0.0
+    /// What is to be copied; nil: all.
+    var used: RangeList?
+    var toc: TocTask?
+    var tocSummary: TocBuild.Summary?
 
     init(line: any HostLine, status: VolumeStatus, draft: CopyDraft) {
         self.line = line

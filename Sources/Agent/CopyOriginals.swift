@@ -70,7 +70,12 @@ extension CopySequence {
         let entries = try onLog("reading the original image cache", member.status.cache) {
             () throws(LogError) in
             let reader = try LogReader(log, end: marker)
-            return (reader.geometry, try reader.index().entries)
+            let geometry = reader.geometry
+            // An original of what was free is of no use, and would fill a hole.
+            let entries = try reader.index().entries.filter {
+                member.used?.overlaps(geometry.range(of: $0.chunk)) ?? true
+            }
+            return (geometry, entries)
         }
         let block = UInt64(max(cache.capacity.blockLength, copy.capacity.blockLength))
         let originals = RestorePlan(volumeOf: entries.0.volumeSize)
@@ -159,7 +164,7 @@ extension CopySequence {
             try checkAppendedLog(store, member.logBase, marker)
         }
         bridge.end()
-        return Manifest(
+        var manifest = Manifest(
             tool: request.tool, uuid: UUID().uuidString, completedAt: world.realTime(),
             volume: VolumeDescription(
                 uuid: member.status.volumeUUID, size: member.status.size,
@@ -170,6 +175,9 @@ extension CopySequence {
                 ending: request.ending, logBytes: marker.position, batches: marker.sequence,
                 entries: marker.entries),
             group: group, frozen: request.freeze, location: location, data: data, originals: originals)
+        manifest.usedBytes = member.used.map { min($0.total, member.status.size) }
+        manifest.toc = try tocDescription(member)
+        return manifest
     }
 
     private func portion(

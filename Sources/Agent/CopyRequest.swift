@@ -36,6 +36,10 @@ public struct CopyRequest: Sendable {
     public var maximumRate: UInt64?
     /// Replace a copy that is at the destination, and overwrite what is on a standing bridge's unit.
     public var force: Bool
+    /// Copy only what the file systems have in use, and what belongs to none.
+    public var usedOnly: Bool
+    /// Make a table of contents.
+    public var wantsToc: Bool
     /// The program's name and version, for the manifest.
     public var tool: String
 
@@ -43,7 +47,7 @@ public struct CopyRequest: Sendable {
         members: [Member], mode: Manifest.Mode = .overlay,
         ending: EpochDescription.Ending = .endedBeforeCacheCopy, bridge: Bridge = .privateOne,
         freeze: [String] = [], preFreeze: String? = nil, postThaw: String? = nil, maximumRate: UInt64? = nil,
-        force: Bool = false, tool: String = "outboard"
+        force: Bool = false, usedOnly: Bool = false, wantsToc: Bool = true, tool: String = "outboard"
     ) {
         self.members = members
         self.mode = mode
@@ -54,6 +58,8 @@ public struct CopyRequest: Sendable {
         self.postThaw = postThaw
         self.maximumRate = maximumRate
         self.force = force
+        self.usedOnly = usedOnly
+        self.wantsToc = wantsToc
         self.tool = tool
     }
 
@@ -91,11 +97,14 @@ public struct CopyOutcome: Codable, Hashable, Sendable {
     public var instant: Int64
     /// Nanoseconds for which the host's gate was closed.
     public var gateNanoseconds: UInt64
-    /// Bytes of the volume, and of original images.
+    /// Bytes of the volume, of it copied when that was not all, and of original images.
     public var bytes: UInt64
+    public var usedBytes: UInt64?
     public var originals: UInt64
     public var originalBytes: UInt64
     /// Seconds from the beginning of the sequence to its end, and of the raw pass.
     public var seconds: Double
     public var copySeconds: Double
+    /// Nil: none was made.
+    public var toc: TocBuild.Summary?
 }

@@ -49,8 +49,11 @@ public final class CopySequence {
             request: request, world: world, cancellation: cancellation, observer: observer)
         try quiescence.institute(members)
         for member in members { try checkSource(member) }
+        for member in members { try readUse(member) }
+        for member in members { beginToc(member) }
         for member in members { try naming(member) { () throws(AgentError) in try copyRaw(member) } }
         for member in members { try checkCopy(member) }
+        for member in members { try finishToc(member) }
         for member in members { try endOrMark(member) }
         for member in members { try naming(member) { () throws(AgentError) in try copyOriginals(member) } }
         for member in members { try finishEpoch(member) }
@@ -67,6 +70,7 @@ public final class CopySequence {
 
     private func cleanUp() {
         for member in members {
+            member.toc?.giveUp()
             if let notice = member.giveUpEpoch(reconnect: world.connectHost) { observer.notice(notice) }
             member.bridge?.end()
             do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
@@ -240,11 +244,28 @@ public final class CopySequence {
         let begun = MonotonicClock.now
         guard let source = member.source, let copy = member.copy else { preconditionFailure() }
         let block = UInt64(max(source.capacity.blockLength, copy.capacity.blockLength))
-        let count = member.status.size.roundedUp(to: block)
-        try have(
-            member, copied: [CopyRun(source: 0, destination: 0, count: count)], from: source, phase: "copying"
-        )
+        let whole = ByteRange(offset: 0, count: member.status.size)
+        let runs = (member.used?.ranges ?? [whole]).map {
+            CopyRun(source: $0.offset, destination: $0.offset, count: $0.count.roundedUp(to: block))
+        }
+        try have(member, copied: runs, from: source, phase: "copying")
+        try clearUnused(member)
         member.copySeconds = Double(MonotonicClock.now &- begun) / 1e9
+    }
+
+    /// What is not copied reads as zeros: a new file does so by itself, a standing bridge's unit has what was there.
+    private func clearUnused(_ member: CopyMember) throws(AgentError) {
+        guard let used = member.used, request.bridge != .privateOne, let copy = member.copy,
+            let copier = member.bridge?.copier
+        else { return }
+        let store = try copier.store(of: copy, isCancelled: isCancelled)
+        for range in used.complement(upTo: member.status.size) {
+            _ = try member.checkEpoch()
+            try cancellation.check()
+            try onStore("clearing what is not in use at", copier.name) { () throws(StoreError) in
+                try store.writeZeroes(range, options: [])
+            }
+        }
     }
 
     /// Has runs copied onto the copy unit and watches the epoch meanwhile.
@@ -286,7 +307,9 @@ public final class CopySequence {
             copy: member.draft.destination, uuid: manifest.uuid, volume: manifest.volume.uuid,
             mode: manifest.mode, epoch: manifest.epoch.number, instant: manifest.epoch.institutedAt,
             gateNanoseconds: member.instituted?.gateNanoseconds ?? 0, bytes: manifest.volume.size,
+            usedBytes: manifest.usedBytes,
             originals: manifest.epoch.entries, originalBytes: manifest.epoch.logBytes,
-            seconds: Double(MonotonicClock.now &- started) / 1e9, copySeconds: member.copySeconds)
+            seconds: Double(MonotonicClock.now &- started) / 1e9, copySeconds: member.copySeconds,
+            toc: member.tocSummary)
     }
 }

@@ -1,5 +1,7 @@
 /// The bounds of the sequences; those of the clients are ``ClientLimits``.
 public enum AgentLimits {
+    /// How full the original image cache may become, 0 to 1, before a table of contents that takes long is given up.
+    public static let tocCacheFill = 0.75
     /// Seconds that a host may take to drain, flush, or make its cache durable.
     public static let hostFlushSeconds = 200.0
     /// Seconds after which a freeze of several hosts thaws by itself; longer than all their flushes should take.

@@ -40,7 +40,7 @@ struct SourceCheck {
     /// here: the copy's own checksums are made from the copy.
     /// - Throws: 65.
     func checkCopy(_ copy: any BlockStore, localCache: any BlockStore) throws(AgentError) {
-        if let place = try difference(of: copy, "reading the copy at", localCache) {
+        if let place = try difference(of: copy, "reading the copy at", localCache, within: member.used) {
             throw AgentError(
                 .corrupt, doing: "checking the copy made by", to: bridge,
                 because: "its contents at \(place) are not those of \(member.status.source)",
@@ -62,9 +62,11 @@ struct SourceCheck {
     }
 
     /// Compares `theirs` with the logical snapshot.
+    /// - Parameter wanted: nil: all of it.
     /// - Returns: a place where it differs and nothing explains that.
     private func difference(
-        of theirs: any BlockStore, _ reading: String, _ localCache: any BlockStore
+        of theirs: any BlockStore, _ reading: String, _ localCache: any BlockStore,
+        within wanted: RangeList? = nil
     ) throws(AgentError) -> UInt64? {
         var differing: Set<UInt64> = []
         let geometry = try geometry()
@@ -80,8 +82,10 @@ struct SourceCheck {
             guard found != ours else { continue }
             for chunk in geometry.chunks(touching: place) {
                 guard let part = geometry.range(of: chunk).intersection(place) else { continue }
-                let range = Int(part.offset - place.offset)..<Int(part.end - place.offset)
-                if found[range] != ours[range] { differing.insert(chunk) }
+                for piece in wanted.map({ Array($0.parts(of: part)) }) ?? [part] {
+                    let range = Int(piece.offset - place.offset)..<Int(piece.end - place.offset)
+                    if found[range] != ours[range] { differing.insert(chunk) }
+                }
             }
         }
         guard !differing.isEmpty else { return nil }

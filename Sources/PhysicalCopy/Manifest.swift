@@ -54,8 +54,8 @@ public struct Manifest: Codable, Hashable, Sendable {
     public var data: Portion
     /// The original image log, verbatim up to the marker; append mode until integrated.
     public var originals: Portion?
-    /// What of the volume was copied when not all was: bytes. The rest was free in its file systems at the instant,
-    /// and reads as zeros. Nil: all of it.
+    /// What of the volume was copied when not all was: bytes. The rest was free in its file systems at the instant;
+    /// it reads as zeros, or as it was where it shares a chunk with what was copied. Nil: all of it.
     public var usedBytes: UInt64?
     /// The table of contents; nil: there is none.
     public var toc: TocDescription?

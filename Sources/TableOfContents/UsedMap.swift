@@ -6,8 +6,9 @@ import Blocks
 /// without a problem, overlaps no other, and told its ranges in order and within its own.
 public final class UsedMap: RecordSink {
     private struct Reading {
+        var name: String
         var range: ByteRange
-        var isTrusted: Bool
+        var isTrusted = true
         var used: [ByteRange] = []
     }
 
@@ -17,6 +18,8 @@ public final class UsedMap: RecordSink {
     /// Ranges that lie nearer to each other than this are one.
     private var gap: UInt64
     private var count = 0
+    /// What had to be taken for used, and why; for people.
+    public private(set) var doubts: [String] = []
 
     /// - Parameters:
     ///   - size: of the volume, bytes.
@@ -30,16 +33,27 @@ public final class UsedMap: RecordSink {
     public func put(_ record: VolumeRecord) throws(TocError) {
         switch record {
         case .fileSystem(let description):
-            // One that did not come to its end: all of it is in use.
-            reading = Reading(range: description.range, isTrusted: description.knowsUse)
-            if description.range.end > size { reading?.isTrusted = false }
+            if reading != nil { doubt("it was not read to its end") }
+            reading = Reading(
+                name: "\(description.kind.rawValue) at \(description.range.offset)",
+                range: description.range)
+            if !description.knowsUse { doubt(description.remark) }
+            if description.range.end > size { doubt("it reaches beyond the volume") }
         case .used(let ranges):
             for range in ranges { add(range) }
-        case .problem: reading?.isTrusted = false
+        case .problem(let problem): doubt(problem.reason)
         case .end:
             if let reading, reading.isTrusted { finished.append(reading) }
             reading = nil
         case .node, .name, .stream, .extents, .attribute: break
+        }
+    }
+
+    private func doubt(_ reason: String) {
+        guard let reading, reading.isTrusted else { return }
+        self.reading?.isTrusted = false
+        if doubts.count < TocLimits.fileSystems {
+            doubts.append("\(reading.name) is copied" + (reason.isEmpty ? "" : ": \(reason)"))
         }
     }
 

@@ -14,7 +14,15 @@ struct CopyCommand: AsyncParsableCommand {
             Either way the copy is the volume as of the instant. Applications wait only while the instant is \
             made, whatever the volume's size.
 
-            The copy is a directory: manifest.json, data.img. Nothing has its final name before it is \
+            Meanwhile processes of their own read the file systems of the logical snapshot and make a table of \
+            contents, with which `outboard ls`, `find`, `cat` and `restore file` work. It never costs the copy: one \
+            that cannot be made, or takes so long that the cache is about to be full, is left out, and that is told.
+
+            With --used-only only those blocks are copied that the file systems have in use, and all that belongs \
+            to none. A file system whose free space is not known for certain is copied whole: an unknown one, one \
+            with a feature that is not known, or an XFS with changes in its log (--freeze writes them out).
+
+            The copy is a directory: manifest.json, data.img, toc.sqlite. Nothing has its final name before it is \
             complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
             exit status 75. A third signal ends at once, but never while applications stand still.
 
@@ -102,6 +110,16 @@ struct CopyCommand: AsyncParsableCommand {
     @Option(help: maxRateHelp)
     var maxRate: ByteCount?
 
+    @Flag(
+        help: ArgumentHelp(
+            "Copy only what the volume's file systems have in use, and what belongs to none; the rest of the copy is "
+                + "holes. One whose free space cannot be known for certain is copied whole, and that is told."
+        ))
+    var usedOnly = false
+
+    @Flag(name: .customLong("no-toc"), help: "Make no table of contents; `outboard toc` makes it later.")
+    var noToc = false
+
     @Flag(help: "Replace a copy at --to, once the new one is complete; overwrite what is on --copy-unit.")
     var force = false
 
@@ -129,7 +147,8 @@ struct CopyCommand: AsyncParsableCommand {
             members: try CopyRequest.members(controls: host, directory: to), mode: mode, ending: end.ending,
             bridge: try chosenBridge(), freeze: freeze.map(absolutePath), preFreeze: preFreeze,
             postThaw: postThaw,
-            maximumRate: maxRate?.bytes, force: force, tool: "outboard \(toolVersion)")
+            maximumRate: maxRate?.bytes, force: force, usedOnly: usedOnly, wantsToc: !noToc,
+            tool: "outboard \(toolVersion)")
         let outcomes = try await Sequences.run("copy") { world, cancellation, observer throws(AgentError) in
             try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
         }
@@ -142,6 +161,15 @@ struct CopyCommand: AsyncParsableCommand {
                     + "(\(Self.rate(outcome.bytes, outcome.copySeconds))), all in \(Self.seconds(outcome.seconds)); "
                     + "\(outcome.originals) originals, \(ByteCount(outcome.originalBytes).rounded); "
                     + "the host's gate was closed for \(Self.milliseconds(outcome.gateNanoseconds))")
+            if let used = outcome.usedBytes {
+                Console.print("  in use, and copied: \(ByteCount(used).rounded)")
+            }
+            if let toc = outcome.toc?.counts {
+                Console.print(
+                    "  table of contents: \(toc.names) names in \(toc.fileSystems) file systems"
+                        + (toc.problems == 0
+                            ? "" : "; \(toc.problems) things could not be read: outboard toc --problems"))
+            }
         }
     }
 

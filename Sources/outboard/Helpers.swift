@@ -18,12 +18,3 @@ func onBlockingThread<Result: Sendable>(
 
 /// Ends the process at once, with nothing more done.
 func hardExit(_ status: ExitStatus) -> Never { _exit(status.rawValue) }
-
-extension String {
-    /// As the value of a URI's query.
-    var uriEncoded: String {
-        addingPercentEncoding(
-            withAllowedCharacters: .urlPathAllowed.subtracting(CharacterSet(charactersIn: "&+")))
-            ?? self
-    }
-}

@@ -1,3 +1,4 @@
+import Agent
 import Blocks
 import Foundation
 import Host
@@ -91,7 +92,7 @@ final class HostService: Sendable {
         _ logger: Logger
     ) async throws -> HostService {
         let socket = absolutePath(options.socket)
-        var uris = ["nbd+unix:///?socket=\(socket.uriEncoded)"]
+        var uris = [VolumeAddress(socket: socket).uri]
         if let listen = options.listen, let port = nbd.tcpPort {
             uris.append("nbds://\(Endpoint(host: listen.host, port: port).text)")
         }

@@ -8,6 +8,7 @@ import HostControl
 import ISCSI
 import Logging
 import PhysicalCopy
+import TableOfContents
 import TestSupport
 
 @testable import Agent
@@ -27,6 +28,8 @@ final class LocalWorld: Sendable {
         var notices: [String] = []
         var dismissals = 0
         var restoreFreezeSeconds = AgentLimits.restoreFreezeSeconds
+        /// What readers say of every volume.
+        var contents: [VolumeRecord] = []
         /// The file systems that paths lie on; others have each their own.
         var fileSystems: [String: UInt64] = [:]
     }
@@ -86,6 +89,14 @@ final class LocalWorld: Sendable {
                 throw AgentError(.inputMissing, doing: "opening the snapshot", to: "", because: "none")
             }
             return snapshot
+        }
+        world.readVolume = { [self] _, _, scope, sink, token throws(AgentError) in
+            try record(scope.contains(.use) ? "read use" : "read files")
+            do throws(TocError) {
+                for item in state.withLock({ $0.contents }) { try sink.put(item) }
+            } catch { throw AgentError(error) }
+            if token.isCancelled { throw CancellationToken.interrupted }
+            return VolumeReading.Summary()
         }
         world.startPrivateBridge = { [self] units, cancellation throws(AgentError) in
             try record("bridge")

@@ -4,7 +4,7 @@ import TableOfContents
 /// Builds a table of contents from a volume that is served over NBD.
 public enum TocBuild {
     /// What was built.
-    public struct Summary: Hashable, Sendable, Encodable {
+    public struct Summary: Codable, Hashable, Sendable {
         public var counts: TocCounts
         /// Which file systems were not read to their end, and why.
         public var failures: [String]
@@ -24,17 +24,25 @@ public enum TocBuild {
         nbd: String, executable: String, into path: String, info: TocInfo, cancellation: CancellationToken,
         progress: @escaping (TocCounts) -> Void = { _ in }
     ) throws(AgentError) -> Summary {
-        let start = MonotonicClock.now
         let reading = VolumeReading(nbd: nbd, volumeSize: info.volumeSize, executable: executable)
+        return try run(into: path, info: info, progress: progress) { builder throws(AgentError) in
+            try reading.run(.files, into: builder, cancellation: cancellation)
+        }
+    }
+
+    /// The same of whatever `read` puts into its sink.
+    static func run(
+        into path: String, info: TocInfo, progress: @escaping (TocCounts) -> Void,
+        _ read: (any RecordSink) throws(AgentError) -> VolumeReading.Summary
+    ) throws(AgentError) -> Summary {
+        let start = MonotonicClock.now
         var found = VolumeReading.Summary()
         var failure: AgentError?
         let counts: TocCounts
         do throws(TocError) {
             counts = try TocBuilder.build(at: path, info: info, progress: progress) {
                 builder throws(TocError) in
-                do throws(AgentError) {
-                    found = try reading.run(.files, into: builder, cancellation: cancellation)
-                } catch {
+                do throws(AgentError) { found = try read(builder) } catch {
                     failure = error
                     throw TocError(.cancelled, error.description)
                 }
