@@ -272,20 +272,3 @@ public final class FileRestore {
         sync()
     }
 }
-
-extension AgentError {
-    /// What a table of contents could not answer.
-    public init(_ error: TocError) {
-        let status: ExitStatus
-        switch error.kind {
-        case .store: status = .io
-        case .damaged: status = .corrupt
-        case .missing: status = .inputMissing
-        case .cannotCreate: status = .cannotCreate
-        case .cancelled:
-            self = CancellationToken.interrupted
-            return
-        }
-        self.init(status, doing: error.description, to: "", because: "the table of contents cannot be used")
-    }
-}
