@@ -6,6 +6,7 @@ import HostControl
 import NBD
 import OriginalImage
 import PhysicalCopy
+import TableOfContents
 
 /// The program's exit statuses, after sysexits(3) (design §7). The one table of them.
 enum ExitStatus: Int32, Sendable {
@@ -143,6 +144,7 @@ extension Failure {
         case let error as StorageError: self = error.failure()
         case let error as CopyError: self = error.failure
         case let error as NBDServerError: self = error.failure
+        case let error as TocError: self = AgentError(error).failure
         default: self.init(.io, "\(error)")
         }
     }

@@ -61,7 +61,7 @@ final class ProgressBar: Sendable {
                 "[" + String(repeating: "#", count: full) + String(repeating: "-", count: cells - full) + "]")
             parts.append("\(Int(fraction * 100))%")
         }
-        parts.append(ByteCount(done).rounded)
+        if done > 0 || total > 0 { parts.append(ByteCount(done).rounded) }
         if seconds > 0.5, done > 0 {
             let rate = Double(done) / seconds
             parts.append(ByteCount(UInt64(rate)).rounded + "/s")
