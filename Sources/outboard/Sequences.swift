@@ -35,8 +35,8 @@ enum Sequences {
         return try await onBlockingThread { [world] in try body(world, cancellation, observer) }
     }
 
-    /// This program, whose command `bridge` is the private bridge.
-    private static var executable: String {
+    /// This program, whose commands `bridge` and `read-file-systems` are children of others.
+    static var executable: String {
         var buffer = [CChar](repeating: 0, count: Int(PATH_MAX) + 1)
         let count = readlink("/proc/self/exe", &buffer, buffer.count - 1)
         guard count > 0 else { return CommandLine.arguments[0] }

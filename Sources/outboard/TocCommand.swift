@@ -69,9 +69,9 @@ struct TocCommand: AsyncParsableCommand {
             volumeSize: manifest.volume.size, epoch: manifest.epoch.uuid.lowercased(),
             instant: manifest.epoch.institutedAt)
         let uri = service.uri
-        return try await Sequences.run("toc") { world, cancellation, observer throws(AgentError) in
+        return try await Sequences.run("toc") { _, cancellation, observer throws(AgentError) in
             try TocBuild.run(
-                nbd: uri, executable: world.executable, into: path, info: info, cancellation: cancellation
+                nbd: uri, executable: Sequences.executable, into: path, info: info, cancellation: cancellation
             ) { counts in
                 observer.progress(
                     SequenceProgress(phase: "listing: \(counts.names) names", done: 0, total: 0))
