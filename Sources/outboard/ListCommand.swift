@@ -58,7 +58,8 @@ struct ListCommand: ParsableCommand {
             let head = Head(copy: source.copy.directory, path: TocPath.escaped(names))
             var list = try JSONListWriter(head, list: "entries", to: output)
             var omissions: [String] = []
-            try each(start, names, source, { omissions.append($0) }) { entry, path in
+            func omit(_ text: String) { omissions.append(text) }
+            try each(start, names, source, omit: omit) { entry, path in
                 try list.put(EntryOutput(entry, path: path, streams: try source.streams(of: entry)))
             }
             return try list.finish(Tail(notices: notices + omissions))
@@ -66,7 +67,8 @@ struct ListCommand: ParsableCommand {
         if recursive, start.isDirectory {
             try printTree(start, names, source, output)
         } else {
-            try each(start, names, source, { _ in }) { entry, _ in try print(entry, source, output) }
+            func omit(_ text: String) { Console.complain("outboard ls: \(text)") }
+            try each(start, names, source, omit: omit) { entry, _ in try print(entry, source, output) }
         }
         try output.flush()
         for fileSystem in source.toc.fileSystems where start.key == nil && !fileSystem.description.isListed {
@@ -77,7 +79,7 @@ struct ListCommand: ParsableCommand {
 
     /// Hands on what is to be listed, each with its path from the volume's root.
     private func each(
-        _ start: TocEntry, _ names: [[UInt8]], _ source: CopyToc, _ omit: (String) -> Void,
+        _ start: TocEntry, _ names: [[UInt8]], _ source: CopyToc, omit: (String) -> Void,
         _ body: (TocEntry, [[UInt8]]) throws -> Void
     ) throws {
         guard start.isDirectory, start.stream == nil else { return try body(start, names) }
