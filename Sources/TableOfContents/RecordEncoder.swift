@@ -187,11 +187,10 @@ extension RecordEncoder {
         if let permissions = node.permissions { put(permissions) }
         if let owner = node.owner { put(owner) }
         if let group = node.group { put(group) }
-        for time in [node.modified, node.accessed, node.changed, node.created] {
-            guard let time else { continue }
-            put(UInt64(bitPattern: time.seconds))
-            put(time.nanoseconds)
-        }
+        put(node.modified)
+        put(node.accessed)
+        put(node.changed)
+        put(node.created)
         if let device = node.device {
             put(device.major)
             put(device.minor)
@@ -248,6 +247,12 @@ extension RecordEncoder {
         fill += MemoryLayout<T>.size
     }
 
+    private func put(_ time: FileTime?) {
+        guard let time else { return }
+        put(UInt64(bitPattern: time.seconds))
+        put(time.nanoseconds)
+    }
+
     private func put(_ bytes: some Collection<UInt8>) {
         UnsafeMutableRawBufferPointer(rebasing: buffer[fill...]).copyBytes(from: bytes)
         fill += bytes.count
@@ -266,12 +271,12 @@ extension VolumeRecord {
         }
         switch self {
         case .node(let node):
-            let times = [node.modified, node.accessed, node.changed, node.created]
+            func isSound(_ time: FileTime?) -> Bool { time?.nanoseconds ?? 0 < 1_000_000_000 }
             return fault(
                 node.address, "its size, permissions, times or target cannot be",
                 unless: node.size <= Int64.max && node.permissions ?? 0 <= 0o7777
-                    && node.target?.count ?? 0 <= TocLimits.targetBytes
-                    && times.allSatisfy { $0?.nanoseconds ?? 0 < 1_000_000_000 })
+                    && node.target?.count ?? 0 <= TocLimits.targetBytes && isSound(node.modified)
+                    && isSound(node.accessed) && isSound(node.changed) && isSound(node.created))
         case .name(let name):
             if name.parent >= TocLimits.address { return fault(name.parent, "", unless: false) }
             return fault(
