@@ -23,7 +23,14 @@ enum Sequences {
             if count == 1 { observer.notice("stopping; a third signal ends at once") }
             cancellation.cancel()
         }
-        var world = Collaborators(executable: executable, notice: observer.notice) {
+        let world = world(notice: observer.notice)
+        defer { observer.finish() }
+        return try await onBlockingThread { try body(world, cancellation, observer) }
+    }
+
+    /// What the sequences need.
+    static func world(notice: @escaping @Sendable (String) -> Void) -> Collaborators {
+        var world = Collaborators(executable: executable, notice: notice) {
             path, writable throws(AgentError) in
             try open(path, writable)
         }
@@ -31,8 +38,7 @@ enum Sequences {
             guard let path = data.path else { return StoreFileMover(data) }
             return try EngineFileMover(data, at: path, cancellation)
         }
-        defer { observer.finish() }
-        return try await onBlockingThread { [world] in try body(world, cancellation, observer) }
+        return world
     }
 
     /// This program, whose commands `bridge` and `read-file-systems` are children of others.

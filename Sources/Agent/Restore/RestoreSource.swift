@@ -116,7 +116,7 @@ public final class RestoreSource {
         _ observer: any SequenceObserver
     ) throws(AgentError) {
         var done: UInt64 = 0
-        try onCopy { () throws(CopyError) in
+        do throws(CopyError) {
             try copy.requireWhole(
                 in: counted, touching: steps.plan, steps.originals.entries, slices: slices,
                 isKnown: { !known.insert($0.offset).inserted }
@@ -125,6 +125,10 @@ public final class RestoreSource {
                 observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))
                 do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
             }
+        } catch {
+            // The last one was not.
+            known = []
+            throw AgentError(error)
         }
     }
 
