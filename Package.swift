@@ -104,8 +104,10 @@ let package = Package(
         tests("NBDTests", ["NBD", "Blocks", "CAllocationCount", log] + nio),
         tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks", log]),
         .testTarget(
-            name: "FuzzTests", dependencies: ["TestSupport", "ISCSI", "Bridge", "SCSI", "Blocks", log],
-            path: "Tests/Fuzz", exclude: ["record-seeds", "seeds"], swiftSettings: strict),
+            name: "FuzzTests",
+            dependencies: ["TestSupport", "ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", log],
+            path: "Tests/Fuzz", exclude: ["record-seeds", "record-xfs-image", "images", "seeds"],
+            swiftSettings: strict),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests(
@@ -134,8 +136,10 @@ if ProcessInfo.processInfo.environment["OUTBOARD_FUZZ"] != nil {
     package.products.removeAll()
     package.targets.append(
         .executableTarget(
-            name: "fuzz", dependencies: ["ISCSI", "Bridge", "SCSI", "Blocks", "TestSupport", log],
-            path: "Tests/Fuzz", exclude: ["record-seeds", "seeds", "ReplayTests.swift"],
+            name: "fuzz",
+            dependencies: ["ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", "TestSupport", log],
+            path: "Tests/Fuzz",
+            exclude: ["record-seeds", "record-xfs-image", "images", "seeds", "ReplayTests.swift"],
             swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
 }
 

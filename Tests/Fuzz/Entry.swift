@@ -10,6 +10,8 @@ enum FuzzTarget: String, CaseIterable {
     case cdb
     /// EXTENDED COPY parameter lists.
     case copy
+    /// Patches of an XFS, read for its table of contents.
+    case xfs
 
     static let chosen: FuzzTarget = {
         let name = ProcessInfo.processInfo.environment["OUTBOARD_FUZZ_TARGET"] ?? ""
@@ -27,6 +29,7 @@ enum FuzzTarget: String, CaseIterable {
         case .login: fuzzLogin(input)
         case .cdb: fuzzCommands(input)
         case .copy: fuzzCopy(input)
+        case .xfs: fuzzXFS(input)
         }
     }
 }

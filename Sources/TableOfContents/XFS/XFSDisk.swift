@@ -1,4 +1,5 @@
 import Blocks
+import Glibc
 
 /// Foreign bytes under a lifetime that its owner guarantees; every access is checked, in release builds too.
 struct XFSView {
@@ -56,11 +57,12 @@ final class XFSBuffer {
     let memory: UnsafeMutableRawBufferPointer
 
     init(count: Int) {
-        memory = .allocate(byteCount: count, alignment: 4096)
-        memory.initializeMemory(as: UInt8.self, repeating: 0)
+        // What is large and hardly used, as windows may be, is not touched by this.
+        guard let start = calloc(1, count) else { fatalError("no memory for \(count) bytes") }
+        memory = UnsafeMutableRawBufferPointer(start: start, count: count)
     }
 
-    deinit { memory.deallocate() }
+    deinit { free(memory.baseAddress) }
 
     var view: XFSView { XFSView(UnsafeRawBufferPointer(memory)) }
 
