@@ -49,4 +49,8 @@ public enum AgentLimits {
     /// A stream's last extent is followed no further beyond the stream's end, bytes; a power of two. What is cut off
     /// is not needed.
     public static let greatestBlock: UInt64 = 64 << 10
+    /// Bytes that are zeroed at once on a restore's destination.
+    public static let zeroBytes: UInt64 = 1 << 30
+    /// Files of a restore from a backup that are open at once.
+    public static let openPassingFiles = 64
 }

@@ -29,6 +29,11 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
             --bridge and --unit a standing bridge copies to its own unit by EXTENDED COPY, from the unit that has \
             the copy's data.
 
+            With --from-backup it comes from a backup, in one pass without a seek, so that - can be a pipe: \
+            `zstd -dc monday.tar.zst | outboard restore volume --from-backup - --to /dev/vg0/data --force`. That \
+            it was whole is known only at its end: until then what was there is overwritten in part, and a new \
+            file does not have its name.
+
             The live source of a running host is overwritten only with --force and --host, the host's control \
             socket: no copy may be running, and applications' writes wait until it is done.
 
@@ -44,9 +49,7 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
             credentials.
             """)
 
-    @Argument(help: "The copy's directory.")
-    var copy: String
-
+    @OptionGroup var source: RestoreSourceOptions
     @OptionGroup var target: RestoreTargetOptions
     @OptionGroup var data: CopyDataOptions
 
@@ -54,15 +57,20 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
     var json = false
 
     func run() async throws {
-        let request = try target.request(copy, credentials: data.credentials())
-        let outcome = try await Self.restore(request)
+        let request = try target.request(source.name, credentials: data.credentials())
+        let outcome = try await Self.restore(request, isBackup: source.isBackup)
         if json { return try Console.print(json: outcome) }
         Self.tell(outcome)
     }
 
-    static func restore(_ request: RestoreRequest) async throws -> RestoreOutcome {
+    static func restore(_ request: RestoreRequest, isBackup: Bool) async throws -> RestoreOutcome {
         try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
-            try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
+            if isBackup {
+                return try BackupRestoreSequence(
+                    request, world, cancellation: cancellation, observer: observer
+                ).run()
+            }
+            return try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
         }
     }
 
@@ -72,6 +80,26 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
         Console.print(
             "  \(ByteCount(outcome.bytes).rounded) and \(outcome.originals) originals in "
                 + "\(CopyCommand.seconds(outcome.seconds)) (\(CopyCommand.rate(outcome.bytes, outcome.seconds))); "
-                + "\(ByteCount(outcome.bytesRead).rounded) of the copy were read")
+                + "\(ByteCount(outcome.bytesRead).rounded) were read")
+    }
+}
+
+/// What is restored from: a copy, or a backup of one.
+struct RestoreSourceOptions: ParsableArguments {
+    @Argument(help: "The copy's directory.")
+    var copy: String?
+
+    @Option(
+        help: ArgumentHelp(
+            "Instead of a copy, a backup: a file, a device, or - for standard input.", valueName: "path"))
+    var fromBackup: String?
+
+    var isBackup: Bool { fromBackup != nil }
+    var name: String { fromBackup ?? copy ?? "" }
+
+    func validate() throws {
+        guard (copy == nil) != (fromBackup == nil) else {
+            throw ValidationError("name either the copy's directory or a backup with --from-backup")
+        }
     }
 }

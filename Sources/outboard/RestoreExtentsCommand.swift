@@ -17,6 +17,9 @@ struct RestoreExtentsCommand: AsyncParsableCommand {
             its checksum before anything is written. Data have checksums for large slices only; with --verify \
             every slice that is touched is read whole and compared before.
 
+            With --from-backup they come from a backup, which is read once from front to back and compared with \
+            its checksums on the way; - is standard input.
+
             A private bridge copies to --to. With --bridge and --unit a standing bridge copies to its own unit \
             by EXTENDED COPY, from the unit that has the copy's data.
 
@@ -33,8 +36,7 @@ struct RestoreExtentsCommand: AsyncParsableCommand {
             permitted, or wrong credentials.
             """)
 
-    @Argument(help: "The copy's directory.")
-    var copy: String
+    @OptionGroup var source: RestoreSourceOptions
 
     @Option(
         name: .customLong("range"),
@@ -52,10 +54,10 @@ struct RestoreExtentsCommand: AsyncParsableCommand {
     var json = false
 
     func run() async throws {
-        var request = try target.request(copy, credentials: data.credentials())
+        var request = try target.request(source.name, credentials: data.credentials())
         request.extents = ranges.map(\.range)
         request.checksSlices = verify
-        let outcome = try await RestoreVolumeCommand.restore(request)
+        let outcome = try await RestoreVolumeCommand.restore(request, isBackup: source.isBackup)
         if json { return try Console.print(json: outcome) }
         RestoreVolumeCommand.tell(outcome)
     }

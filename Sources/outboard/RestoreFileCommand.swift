@@ -24,11 +24,16 @@ struct RestoreFileCommand: AsyncParsableCommand {
             checksums for large slices only; with --verify every slice that is touched is read whole and \
             compared before.
 
+            With --from-backup they come from a backup, which is read once from front to back and compared with \
+            its checksums on the way; - is standard input. No file has its name then before all of it has \
+            passed. The backup's table of contents is kept in $TMPDIR (or /var/tmp) meanwhile.
+
             SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Files that were complete then are there, others \
             are not; directories may lack their owner, mode and times.
 
             EXAMPLE:
                 outboard restore file /backup/monday /etc/passwd /home/eva --to /tmp/restored
+                outboard restore file --from-backup /dev/nst0 /etc/passwd --to /tmp/restored
 
             EXIT STATUS: 0 all restored and flushed; 64 usage; 65 the table of contents or an original image \
             does not verify; 66 no such copy or path, or it has no table of contents; 69 the bridge that has the \
@@ -36,11 +41,16 @@ struct RestoreFileCommand: AsyncParsableCommand {
             not permitted. When some files failed it is the status of the first.
             """)
 
-    @Argument(help: "The copy's directory.")
-    var copy: String
+    @Argument(help: ArgumentHelp("The copy's directory; not with --from-backup.", valueName: "copy"))
+    var first: String
 
     @Argument(help: ArgumentHelp("What to restore. Repeat for more.", valueName: "path"))
-    var paths: [String]
+    var others: [String] = []
+
+    @Option(
+        help: ArgumentHelp(
+            "Instead of a copy, a backup: a file, a device, or - for standard input.", valueName: "path"))
+    var fromBackup: String?
 
     @Option(help: ArgumentHelp("The directory to restore into; made if there is none.", valueName: "dir"))
     var to: String
@@ -56,12 +66,22 @@ struct RestoreFileCommand: AsyncParsableCommand {
     @Flag(help: "Print one JSON object.")
     var json = false
 
+    func validate() throws {
+        if fromBackup == nil, others.isEmpty { throw ValidationError("name what to restore") }
+    }
+
     func run() async throws {
+        let paths = fromBackup == nil ? others : [first] + others
         let request = FileRestoreRequest(
-            copy: copy, paths: paths, directory: to, force: force, checksSlices: verify,
+            copy: fromBackup ?? first, paths: paths, directory: to, force: force, checksSlices: verify,
             credentials: try data.credentials())
+        let isBackup = fromBackup != nil
         let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
-            try FileRestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
+            if isBackup {
+                return try BackupFileSequence(request, cancellation: cancellation, observer: observer).run()
+            }
+            return try FileRestoreSequence(request, world, cancellation: cancellation, observer: observer)
+                .run()
         }
         try Self.tell(outcome, json: json)
     }
@@ -85,7 +105,7 @@ struct RestoreFileCommand: AsyncParsableCommand {
             Console.print(
                 "  \(ByteCount(report.bytes).rounded) in \(CopyCommand.seconds(outcome.seconds)) "
                     + "(\(CopyCommand.rate(report.bytes, outcome.seconds))); "
-                    + "\(ByteCount(outcome.bytesRead).rounded) of the copy were read")
+                    + "\(ByteCount(outcome.bytesRead).rounded) were read")
         }
         guard let first = report.failures.first else { return }
         throw Failure(

@@ -109,14 +109,21 @@ public final class FileRestoreSequence {
                 .inputMissing, doing: doing, to: copy.directory, because: "it has none",
                 advice: "have it made with `outboard toc`")
         }
+        return try tableOfContents(at: path, of: copy.manifest, in: copy.directory)
+    }
+
+    /// - Parameter name: of the copy or backup, for messages.
+    static func tableOfContents(
+        at path: String, of manifest: Manifest, in name: String
+    ) throws(AgentError) -> TocDatabase {
         let toc: TocDatabase
         do throws(TocError) { toc = try TocDatabase(path) } catch { throw AgentError(error) }
-        guard toc.info.volumeSize == copy.manifest.volume.size,
-            toc.info.epoch.isEmpty || toc.info.epoch == copy.manifest.epoch.uuid.lowercased()
+        guard toc.info.volumeSize == manifest.volume.size,
+            toc.info.epoch.isEmpty || toc.info.epoch == manifest.epoch.uuid.lowercased()
         else {
             throw AgentError(
-                .corrupt, doing: doing, to: copy.directory, because: "it is of another copy",
-                advice: "have it made anew with `outboard toc`")
+                .corrupt, doing: "reading the table of contents of", to: name,
+                because: "it is of another copy", advice: "have it made anew with `outboard toc`")
         }
         return toc
     }

@@ -33,7 +33,8 @@ public final class StoreFileMover: FileMover {
                         () throws(StoreError) in
                         try data.store.read(at: run.source + position, into: part)
                     }
-                    try Self.write(part, to: descriptor, at: run.offset + position)
+                    try Self.write(
+                        UnsafeRawBufferPointer(part), to: descriptor, at: run.offset + position)
                     position += UInt64(part.count)
                     done += UInt64(part.count)
                     try progress(done)
@@ -51,8 +52,8 @@ public final class StoreFileMover: FileMover {
         try body(descriptor)
     }
 
-    private static func write(
-        _ buffer: UnsafeMutableRawBufferPointer, to descriptor: Int32, at offset: UInt64
+    static func write(
+        _ buffer: UnsafeRawBufferPointer, to descriptor: Int32, at offset: UInt64
     ) throws(AgentError) {
         var done = 0
         while done < buffer.count {
@@ -69,15 +70,17 @@ public final class StoreFileMover: FileMover {
     }
 
     public func writeZeroes(_ range: ByteRange, of target: Int) throws(AgentError) {
-        try with(target) { descriptor throws(AgentError) in
-            var position = range.offset
-            let zeros = ZeroedMemory(count: Int(min(range.count, 1 << 20)))
-            while position < range.end {
-                let part = UnsafeMutableRawBufferPointer(
-                    rebasing: zeros.buffer.prefix(Int(min(range.end - position, UInt64(zeros.count)))))
-                try Self.write(part, to: descriptor, at: position)
-                position += UInt64(part.count)
-            }
+        try with(target) { descriptor throws(AgentError) in try Self.writeZeroes(range, to: descriptor) }
+    }
+
+    static func writeZeroes(_ range: ByteRange, to descriptor: Int32) throws(AgentError) {
+        var position = range.offset
+        let zeros = ZeroedMemory(count: Int(min(range.count, 1 << 20)))
+        while position < range.end {
+            let part = UnsafeRawBufferPointer(
+                rebasing: zeros.buffer.prefix(Int(min(range.end - position, UInt64(zeros.count)))))
+            try write(part, to: descriptor, at: position)
+            position += UInt64(part.count)
         }
     }
 

@@ -99,11 +99,13 @@ public final class RestoreSequence {
     /// Runs it to its end. Called once.
     public func run() throws(AgentError) -> RestoreOutcome {
         let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(request.copy) }
-        let plan = try plan(of: copy.manifest.volume.size)
+        let plan = try request.plan(of: copy.manifest.volume.size)
         let data = try RestoreSource(copy, world, request.credentials, cancellation)
         defer { data.close() }
         let steps = data.steps(of: plan)
-        let site = try RestoreSite(request, plan, isOf: copy, world: world, observer: observer)
+        let site = try RestoreSite(
+            request, plan, taking: plan.bytes, volumeSize: copy.manifest.volume.size, from: data.path,
+            world: world, observer: observer)
         // The host of a live restore thaws before this process may end.
         if site.isLive { cancellation.beginStandstill() }
         defer { if site.isLive { cancellation.endStandstill() } }
@@ -114,41 +116,13 @@ public final class RestoreSequence {
             try site.complete()
         } catch {
             site.giveUp()
-            throw reason(of: error, site)
+            throw site.reason(of: error, cancellation)
         }
         return RestoreOutcome(
             copy: copy.directory, destination: request.destination, volume: copy.manifest.volume.uuid,
             instant: copy.manifest.epoch.institutedAt, bytes: plan.bytes, bytesRead: data.bytesRead,
             originals: UInt64(steps.originals.entries.count),
             seconds: Double(MonotonicClock.now &- started) / 1e9)
-    }
-
-    private func plan(of size: UInt64) throws(AgentError) -> RestorePlan {
-        guard let extents = request.extents else { return RestorePlan(volumeOf: size) }
-        for range in extents where range.end > size {
-            throw AgentError(
-                .usage, doing: "restoring the extent", to: "\(range.offset)+\(range.count)",
-                because: "it lies beyond the volume's end at \(size)")
-        }
-        let plan = RestorePlan(extents: extents)
-        guard plan.bytes > 0 else {
-            throw AgentError(.usage, doing: "restoring extents", to: "", because: "they are empty")
-        }
-        return plan
-    }
-
-    /// What was cut off because the sequence is to stop, or its host goes on, is no failure of its own.
-    private func reason(of error: AgentError, _ site: RestoreSite) -> AgentError {
-        let isConsequence = error.status == .io || error.status == .unavailable
-        var reason = error.namingFullDisk(doing: "restoring to", to: request.destination)
-        if isConsequence {
-            if cancellation.isCancelled { reason = CancellationToken.interrupted }
-            do throws(AgentError) { try site.check() } catch { reason = error }
-        }
-        if reason.cause == .interrupted, site.isHalfDone {
-            reason.advice = "what was there is overwritten in part: restore it again before it is used"
-        }
-        return reason
     }
 
     /// Before anything is written, and before a host is stopped: for a volume reads all of the copy and compares it
@@ -200,5 +174,22 @@ public final class RestoreSequence {
             try site.check()
             observer.progress(SequenceProgress(phase: phase, done: done, total: total))
         }
+    }
+}
+
+extension RestoreRequest {
+    /// What of a volume of `size` bytes is asked for.
+    func plan(of size: UInt64) throws(AgentError) -> RestorePlan {
+        guard let extents = extents else { return RestorePlan(volumeOf: size) }
+        for range in extents where range.end > size {
+            throw AgentError(
+                .usage, doing: "restoring the extent", to: "\(range.offset)+\(range.count)",
+                because: "it lies beyond the volume's end at \(size)")
+        }
+        let plan = RestorePlan(extents: extents)
+        guard plan.bytes > 0 else {
+            throw AgentError(.usage, doing: "restoring extents", to: "", because: "they are empty")
+        }
+        return plan
     }
 }

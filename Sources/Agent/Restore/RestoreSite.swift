@@ -10,7 +10,10 @@ final class RestoreSite {
     private(set) var path: String
     private let destination: String
     private let force: Bool
-    private let isNewFile: Bool
+    /// A new file.
+    private let draft: FileDraft?
+    /// It reads as zeros wherever nothing was written.
+    var isBlank: Bool { draft != nil }
     private let line: (any HostLine)?
     /// The source of a running host, which keeps its lock on it.
     var isLive: Bool { line != nil }
@@ -24,19 +27,22 @@ final class RestoreSite {
     /// Something may have been written.
     private var isTouched = false
     /// Left as it is now, it is neither what it was nor what the copy is.
-    var isHalfDone: Bool { isTouched && !isNewFile }
+    var isHalfDone: Bool { isTouched && !isBlank }
     private static let doing = "restoring to"
 
     /// Looks at the destination and changes nothing but that a temporary file is made.
     /// - Throws: 73 when it exists and force is not given, or is too small; 77 when it cannot be written; 75 when
     ///   somebody uses it; 64 when the host that was named does not serve it.
-    /// - Parameter plan: a new file gets the volume's size, and holes where nothing is restored; what is there must
-    ///   have room for all that is restored.
+    /// - Parameters:
+    ///   - plan: a new file gets the volume's size, and holes where nothing is restored; what is there must have room
+    ///     for all that is restored.
+    ///   - space: bytes that a new file will take.
+    ///   - data: the file or device that it is restored from, on this machine.
     init(
-        _ request: RestoreRequest, _ plan: RestorePlan, isOf copy: PhysicalCopy, world: Collaborators,
-        observer: any SequenceObserver
+        _ request: RestoreRequest, _ plan: RestorePlan, taking space: UInt64, volumeSize size: UInt64,
+        from data: String?,
+        world: Collaborators, observer: any SequenceObserver
     ) throws(AgentError) {
-        let size = copy.manifest.volume.size
         destination = request.destination
         force = request.force
         self.observer = observer
@@ -44,7 +50,7 @@ final class RestoreSite {
         let doing = Self.doing
         guard request.unit == nil else {
             // The bridge looks after its units.
-            (isNewFile, line, path) = (false, nil, "")
+            (draft, line, path) = (nil, nil, "")
             guard request.force else {
                 throw AgentError(
                     .cannotCreate, doing: doing, to: destination, because: "it is not known to be empty",
@@ -61,15 +67,16 @@ final class RestoreSite {
                 throw AgentError(
                     .usage, doing: doing, to: destination, because: "it does not exist, so no host serves it")
             }
-            isNewFile = true
+            let draft = try Self.draft(of: destination, size, taking: space)
             line = nil
-            path = try Self.makeTemporary(for: destination, size, taking: plan.bytes)
+            path = draft.path
+            self.draft = draft
             return
         }
-        isNewFile = false
+        draft = nil
         path = destination
         try Self.check(
-            destination, information, plan.pieces.last?.volume.end ?? 0, copy, force: request.force)
+            destination, information, plan.pieces.last?.volume.end ?? 0, data, force: request.force)
         guard let control = request.host else {
             line = nil
             try Self.checkUnused(destination, isDevice: information.st_mode & S_IFMT == S_IFBLK)
@@ -80,64 +87,25 @@ final class RestoreSite {
         try Self.checkHost(line, serves: information, destination)
     }
 
-    private static func makeTemporary(
-        for destination: String, _ size: UInt64, taking space: UInt64
-    ) throws(AgentError) -> String {
-        let slash = destination.lastIndex(of: "/")
-        let parent = slash.map { String(destination[...$0]) } ?? ""
-        let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
-        let prefix = ".\(name).partial-"
-        clearLeftovers(prefix, in: parent.isEmpty ? "." : parent)
-        let path = "\(parent)\(prefix)\(getpid())"
-        unlink(path)
-        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else {
-            throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
-        }
-        defer { close(descriptor) }
+    private static func draft(
+        of destination: String, _ size: UInt64, taking space: UInt64
+    ) throws(AgentError) -> FileDraft {
+        let draft = try onCopy { () throws(CopyError) in try FileDraft(for: destination) }
         var status = statvfs()
-        if fstatvfs(descriptor, &status) == 0,
-            UInt64(status.f_bavail) * UInt64(status.f_frsize) < space
-        {
-            unlink(path)
+        if statvfs(draft.path, &status) == 0, UInt64(status.f_bavail) * UInt64(status.f_frsize) < space {
             throw AgentError(
                 .cannotCreate, doing: doing, to: destination,
                 because: "its file system has less than \(ByteCount(space).rounded) left",
                 advice: "free some space there, or choose another place")
         }
-        guard ftruncate(descriptor, Int(size)) == 0 else {
-            let number = errno
-            unlink(path)
-            throw AgentError.system(number, doing: doing, to: destination, otherwise: .cannotCreate)
+        guard truncate(draft.path, Int(size)) == 0 else {
+            throw AgentError.system(errno, doing: doing, to: destination, otherwise: .cannotCreate)
         }
-        return path
-    }
-
-    /// Removes what restores to the same name left that were killed. What cannot be removed only takes space.
-    private static func clearLeftovers(_ prefix: String, in parent: String) {
-        guard let directory = opendir(parent) else { return }
-        defer { closedir(directory) }
-        while let entry = readdir(directory) {
-            let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
-                String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-            }
-            guard name.hasPrefix(prefix), let maker = pid_t(name.dropFirst(prefix.count)), maker > 0,
-                kill(maker, 0) != 0, errno == ESRCH
-            else { continue }
-            let descriptor = openat(dirfd(directory), name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
-            guard descriptor >= 0 else { continue }
-            defer { close(descriptor) }
-            var information = stat()
-            // Unlocked: its bridge is gone as well. A directory is a copy's.
-            guard fstat(descriptor, &information) == 0, information.st_mode & S_IFMT == S_IFREG,
-                flock(descriptor, LOCK_EX | LOCK_NB) == 0
-            else { continue }
-            unlinkat(dirfd(directory), name, 0)
-        }
+        return draft
     }
 
     private static func check(
-        _ destination: String, _ information: stat, _ size: UInt64, _ copy: PhysicalCopy, force: Bool
+        _ destination: String, _ information: stat, _ size: UInt64, _ data: String?, force: Bool
     ) throws(AgentError) {
         let type = information.st_mode & S_IFMT
         guard type == S_IFREG || type == S_IFBLK else {
@@ -150,7 +118,7 @@ final class RestoreSite {
                 .cannotCreate, doing: doing, to: destination, because: "it exists",
                 advice: "choose another place, or overwrite it with --force")
         }
-        if case .path(let data) = copy.dataLocation {
+        if let data {
             var other = stat()
             if stat(data, &other) == 0, other.st_dev == information.st_dev, other.st_ino == information.st_ino
             {
@@ -268,22 +236,13 @@ final class RestoreSite {
             }
         }
         line?.close()
-        guard isNewFile else { return }
-        let number = Placement().place(path, at: destination)
-        guard number == 0 else {
-            throw AgentError.system(number, doing: Self.doing, to: destination, otherwise: .cannotCreate)
-        }
-        let parent = destination.lastIndex(of: "/").map { String(destination[...$0]) } ?? "."
-        let descriptor = open(parent, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        defer { if descriptor >= 0 { close(descriptor) } }
-        guard descriptor >= 0, fsync(descriptor) == 0 else {
-            throw AgentError.system(errno, doing: "flushing", to: parent)
-        }
+        guard let draft else { return }
+        try onCopy { () throws(CopyError) in try draft.commit(replacing: false) }
     }
 
     /// Leaves no half file under any name; lets a host go on.
     func giveUp() {
-        if isNewFile { unlink(path) }
+        draft?.abandon()
         keeper?.stop()
         if let line, isHeld {
             isHeld = false
@@ -295,5 +254,19 @@ final class RestoreSite {
             observer.notice("\(destination) is restored in part only; restore it again before it is used")
         }
         line?.close()
+    }
+
+    /// What was cut off because the sequence is to stop, or its host goes on, is no failure of its own.
+    func reason(of error: AgentError, _ cancellation: CancellationToken) -> AgentError {
+        let isConsequence = error.status == .io || error.status == .unavailable
+        var reason = error.namingFullDisk(doing: "restoring to", to: destination)
+        if isConsequence {
+            if cancellation.isCancelled { reason = CancellationToken.interrupted }
+            do throws(AgentError) { try check() } catch { reason = error }
+        }
+        if reason.cause == .interrupted, isHalfDone {
+            reason.advice = "what was there is overwritten in part: restore it again before it is used"
+        }
+        return reason
     }
 }

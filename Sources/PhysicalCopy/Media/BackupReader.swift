@@ -45,6 +45,8 @@ public final class BackupReader {
     private let archive: ArchiveReader
     /// The member that is read.
     private var member: ArchiveReader.Member?
+    /// While the data are read: how far they have passed, of what was written.
+    private var dataPosition: UInt64?
     /// Original images that passed.
     public private(set) var originals: UInt64 = 0
     /// Bytes of the copy's data and original images, holes included.
@@ -92,7 +94,14 @@ public final class BackupReader {
     }
 
     private func damaged(_ problem: String) -> CopyError {
-        Self.damaged(input, BackupFinding(member?.name ?? "", at: archive.position, problem))
+        var finding = BackupFinding(member?.name ?? "", at: archive.position, problem)
+        if let place = dataPosition, place < dataBytes {
+            let isData = place < manifest.data.range.end
+            finding.part = isData ? .data : .originals
+            finding.offset = place
+            finding.length = (isData ? manifest.data.range.end : dataBytes) - place
+        }
+        return Self.damaged(input, finding)
     }
 
     private static func requireUncompressed(
@@ -133,6 +142,7 @@ public final class BackupReader {
         _ body: () throws(ArchiveReader.Problem) -> Result
     ) throws(CopyError) -> Result {
         do throws(ArchiveReader.Problem) { return try body() } catch {
+            if case .malformed(let reason) = error { throw damaged(reason) }
             throw Self.failure(error, input, archive, member)
         }
     }
@@ -222,8 +232,10 @@ public final class BackupReader {
         to take: (UInt64, PassingBytes) throws(CopyError) -> Void
     ) throws(CopyError) {
         var passing = try PassingData(manifest)
+        defer { dataPosition = nil }
         while passing.position < dataBytes {
             let start = passing.position
+            dataPosition = start
             let found = try next()
             let isAll = start == 0 && found.name == BackupMember.data
             guard isAll || found.name == BackupMember.data(at: start), found.size > 0,
@@ -236,6 +248,7 @@ public final class BackupReader {
                 try passing.take(
                     bytes, mark: archive.position,
                     report: { finding, mark throws(CopyError) in try report(finding, at: mark) }, to: take)
+                dataPosition = passing.position
                 try progress(bytes.count)
             }
             while let part = try onArchive({ () throws(ArchiveReader.Problem) in try archive.read() }) {
