@@ -36,7 +36,9 @@ final class MFTWalk {
 
     func run() throws(TocError) {
         try hideExtended()
-        let table = try TskFile(system, 0)?.attributes()
+        let master = try TskFile(system, 0)
+        defer { withExtendedLifetime(master) {} }
+        let table = try master?.attributes()
         let bitmap = table?.first { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_BITMAP }
         let last = system.info.pointee.last_inum
         // What libtsk calls the last one is the directory of orphans, which it made up.

@@ -35,8 +35,10 @@ struct SleuthKitReader: FileSystemReader {
 
     /// NTFS keeps it in a file of its own.
     private static func label(_ system: TskFileSystem, _ found: Probe.Found) throws(TocError) -> String {
-        guard found.kind == .ntfs, let volume = try TskFile(system, 3),
-            let attributes = try volume.attributes(),
+        guard found.kind == .ntfs else { return found.label }
+        let volume = try TskFile(system, 3)
+        defer { withExtendedLifetime(volume) {} }
+        guard let attributes = try volume?.attributes(),
             let name = attributes.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_VNAME })?.resident
         else { return found.label }
         let units = (0..<name.count / 2).map { name.littleEndian(at: 2 * $0, as: UInt16.self) }

@@ -79,7 +79,8 @@ final class TskFile {
         return meta
     }
 
-    /// Its attributes as libtsk has them loaded, in their order; nil when it cannot.
+    /// Its attributes as libtsk has them loaded, in their order; nil when it cannot. They live until the next node is
+    /// opened, or the file goes.
     func attributes() throws(TocError) -> [UnsafePointer<TSK_FS_ATTR>]? {
         guard let meta = pointer.pointee.meta else { return nil }
         if meta.pointee.attr_state != TSK_FS_META_ATTR_STUDIED {

@@ -126,16 +126,18 @@ struct UsedBlocks {
 
     /// The volume's flag, and whether its journal asks to be played back.
     private static func ntfsDoubt(_ system: TskFileSystem) throws(TocError) -> String? {
-        let volume = try TskFile(system, 3)?.attributes()
+        let volume = try TskFile(system, 3)
+        let log = try TskFile(system, 2)
+        defer { withExtendedLifetime((volume, log)) {} }
+        let attributes = try volume?.attributes()
         guard
-            let information = volume?.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_VINFO })?
+            let information = attributes?.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_VINFO })?
                 .resident,
             information.count >= 12
         else { return "it does not say whether it was unmounted" }
         if information.littleEndian(at: 10, as: UInt16.self) & 1 != 0 {
             return "the volume is marked as dirty"
         }
-        let log = try TskFile(system, 2)
         guard
             let data = try log?.attributes()?.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_DATA }),
             let pages = try system.content(data, 0, 16384), pages.count == 16384
