@@ -56,6 +56,7 @@ public final class VolumeReader {
     private static func reader(
         _ store: any BlockStore, _ range: ByteRange
     ) throws(TocError) -> (any FileSystemReader)? {
+        if let reader = try ExtVolumeReader(store, range) { return reader }
         guard let found = try Probe.look(store, range) else { return nil }
         do throws(TocError) {
             return try SleuthKitReader(store, range, found)

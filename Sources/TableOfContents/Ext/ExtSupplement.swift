@@ -70,7 +70,8 @@ final class ExtSupplement: NodeSupplement {
         node.permissions = inode.mode & 0xFFF
         node.owner = inode.owner
         node.group = inode.group
-        node.links = UInt32(inode.links)
+        // What holds the value of an attribute is no file.
+        node.links = inode.has(ExtInode.Flag.attributeValue) ? 0 : UInt32(inode.links)
         switch inode.kind {
         case .regular: node.size = inode.byteCount
         case .directory: node.size = inode.byteCountOfDirectory(reader.superblock)
