@@ -57,8 +57,10 @@ public final class VolumeReader {
         _ store: any BlockStore, _ range: ByteRange
     ) throws(TocError) -> (any FileSystemReader)? {
         if let reader = try ExtVolumeReader(store, range) { return reader }
+        if let reader = try XFSReader(store, range, index: 0) { return reader }
         guard let found = try Probe.look(store, range) else { return nil }
         do throws(TocError) {
+            if found.kind == .iso9660 { throw TocError(.damaged, "ISO 9660 is not read") }
             return try SleuthKitReader(store, range, found)
         } catch {
             guard error.kind == .damaged else { throw error }
@@ -73,6 +75,11 @@ public final class VolumeReader {
     private static func foreign(_ store: any BlockStore, _ range: ByteRange) throws(TocError)
         -> FileSystemDescription
     {
+        if let (kind, label, uuid) = try ForeignKinds.recognize(store, range) {
+            return FileSystemDescription(
+                index: 0, kind: kind, range: range, label: label, uuid: uuid, isListed: false,
+                remark: "files on \(kind.rawValue) cannot be listed")
+        }
         return FileSystemDescription(
             index: 0, kind: .unknown, range: range, isListed: false,
             remark: "no known file system begins here")

@@ -33,7 +33,7 @@ struct ExtVolumeTests {
         #expect(paths["/hard"] == paths["/small.txt"])
         #expect(listed.node("/empty")?.permissions == 0o4751)
         #expect(listed.node("/fifo")?.kind == .fifo)
-        #expect(listed.node("/empty")?.modified?.seconds == 1896321906)
+        #expect(listed.node("/empty")?.modified?.seconds == 1_896_321_906)
         // Foundation cannot name that one.
         try FileManager.default.removeItem(atPath: tree + "/fifo")
         try run("bash", ["-c", "rm \"$1\"/not*", "-", tree])
