@@ -1,3 +1,4 @@
+import Agent
 import Blocks
 import Glibc
 import Logging
@@ -17,7 +18,7 @@ final class StoreService: Sendable {
 
     private init(socket: String, server: NBDServer, directory: String?) {
         self.socket = socket
-        uri = "nbd+unix:///?socket=\(socket.uriEncoded)"
+        uri = VolumeAddress(socket: socket).uri
         self.server = server
         self.directory = directory
     }

@@ -119,12 +119,12 @@ public final class RestoreSource {
         do throws(CopyError) {
             try copy.requireWhole(
                 in: counted, touching: steps.plan, steps.originals.entries, slices: slices,
-                isKnown: { !known.insert($0.offset).inserted }
-            ) { count throws(CopyError) in
-                done += count
-                observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))
-                do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
-            }
+                isKnown: { !known.insert($0.offset).inserted },
+                progress: { count throws(CopyError) in
+                    done += count
+                    observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))
+                    do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
+                })
         } catch {
             // The last one was not.
             known = []
