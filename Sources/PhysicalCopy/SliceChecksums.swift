@@ -61,13 +61,24 @@ public struct SliceChecksums: Codable, Hashable, Sendable {
         var crc = CRC32C()
         var offset = range.offset
         while offset < range.end {
-            let part = buffer.prefix(min(range.end - offset, UInt64(CopyLimits.transferBytes)))
-            do throws(StoreError) { try store.read(at: offset, into: part) } catch {
-                throw .store(error, "read the copy's data at \(offset)")
-            }
-            crc.update(UnsafeRawBufferPointer(part))
-            offset += UInt64(part.count)
-            try progress(UInt64(part.count))
+            let rest = ByteRange(offset: offset, count: range.end - offset)
+            do throws(StoreError) {
+                // Holes need not be read to be known.
+                guard let first = try store.allocation(of: rest, limit: 1).first else {
+                    preconditionFailure()
+                }
+                var count = min(first.count, rest.count)
+                if first.readsAsZeros {
+                    crc.update(zeros: count)
+                } else {
+                    count = min(count, UInt64(CopyLimits.transferBytes))
+                    let part = buffer.prefix(count)
+                    try store.read(at: offset, into: part)
+                    crc.update(UnsafeRawBufferPointer(part))
+                }
+                offset += count
+            } catch { throw .store(error, "read the copy's data at \(offset)") }
+            try progress(offset - rest.offset)
         }
         return crc.value
     }

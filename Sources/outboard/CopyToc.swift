@@ -116,7 +116,7 @@ struct EntryOutput: Encodable {
         accessed = node.accessed.map(\.text)
         changed = node.changed.map(\.text)
         created = node.created.map(\.text)
-        target = node.target.map(TocPath.escaped)
+        target = node.target.map { TocPath.escaped(target: $0) }
         device = node.device.map { "\($0.major):\($0.minor)" }
         known = entry.isKnown
         self.streams = streams.isEmpty ? nil : streams.map(Stream.init)

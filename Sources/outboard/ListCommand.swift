@@ -124,7 +124,7 @@ struct ListCommand: ParsableCommand {
         text += " " + Self.right(node.group.map { "\($0)" } ?? "-", 5)
         text += " " + Self.right(node.device.map { "\($0.major), \($0.minor)" } ?? "\(size)", 12)
         text += " " + (node.modified?.shortText ?? "-                  ") + " " + name
-        if let target = node.target { text += " -> " + TocPath.escaped(target) }
+        if let target = node.target { text += " -> " + TocPath.escaped(target: target) }
         let streams = try source.streams(of: entry)
         for case .unavailable(let reason) in streams.filter({ $0.number == 0 }).map(\.storage) {
             text += " [cannot be restored by itself: \(reason)]"

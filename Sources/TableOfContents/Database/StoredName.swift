@@ -55,6 +55,12 @@ public enum TocPath {
         return result
     }
 
+    /// A symbolic link's target: its slashes are slashes.
+    public static func escaped(target: some Collection<UInt8>) -> String {
+        target.split(separator: UInt8(ascii: "/"), omittingEmptySubsequences: false).map { escaped($0) }
+            .joined(separator: "/")
+    }
+
     /// A path of several names, `/` before each; `/` alone for none.
     public static func escaped(_ names: [[UInt8]]) -> String {
         names.isEmpty ? "/" : names.reduce(into: "") { $0 += "/" + escaped($1) }
