@@ -104,6 +104,22 @@ struct XFSLoopTests {
         #expect(found.problems == [])
         #expect(found.isEnded && found.longestBatch <= TocLimits.extentsPerRecord)
         let kernel = try KernelEntry.tree(mountPoint)
+        // stat(2) does not tell when a file was made.
+        let births = try shell(
+            "find . -print0 | TZ=UTC xargs -0 stat --printf '%i %W %w\\n'", directory: mountPoint
+        ).split(separator: "\n")
+        for line in births {
+            // Inode, seconds, and a date with nanoseconds behind its point.
+            let words = line.split(separator: " ")
+            let number = try #require(words.first.flatMap { UInt64($0) })
+            let nanoseconds = try #require(line.split(separator: ".").last.flatMap { UInt32($0.prefix(9)) })
+            let created = found.nodes[number]?.created
+            #expect(
+                words.count == 5 && created.map { "\($0.seconds)" } == words.dropFirst().first.map { "\($0)" }
+            )
+            #expect(created?.nanoseconds == nanoseconds)
+        }
+        #expect(births.count == kernel.count)
         let paths = found.paths
         #expect(paths.count == kernel.count)
         #expect(Set(found.nodes.keys) == Set(kernel.values.map { UInt64($0.status.st_ino) }))

@@ -61,6 +61,12 @@ import Testing
         return (try CollectedRecords(reader), store)
     }
 
+    /// As xfs_db tells it.
+    static func offset(ofInode number: UInt64, _ image: String) throws -> UInt64 {
+        let output = try shell("xfs_db -r -c 'convert inode \(number) fsbyte' \(image)")
+        return try #require(output.split(separator: "(").last.flatMap { UInt64($0.prefix { $0 != ")" }) })
+    }
+
     @Test(arguments: variants) func readsWhatMkfsWrote(_ variant: Variant) throws {
         let scratch = try ScratchDirectory()
         let image = try Self.image(scratch, options: variant.options)
@@ -171,12 +177,8 @@ import Testing
         let image = try Self.image(scratch, options: "")
         let (whole, _) = try Self.read(image)
         let root = try #require(whole.description?.root)
-        // The third inode of the first chunk, by its place as xfs_db tells it.
         let file = try #require(whole.paths[Array("/file".utf8)])
-        let place = try shell(
-            "xfs_db -r -c 'inode \(file)' -c 'daddr' -c 'convert inode \(file) fsbyte' \(image)")
-        let offset = try #require(
-            place.split(separator: "(").last.flatMap { UInt64($0.prefix { $0 != ")" }) }, "\(place)")
+        let offset = try Self.offset(ofInode: file, image)
         let store = try PatchedStore(image)
         try store.patch(offset + 20, [0xFF])
         let reader = try #require(try XFSReader(store, ByteRange(offset: 0, count: store.size), index: 0))
