@@ -106,6 +106,11 @@ struct XFSLogRing {
     /// `sectors` from `position` on, round the end.
     private func read(_ position: UInt64, _ sectors: UInt64) throws(TocError) -> XFSBuffer {
         let buffer = XFSBuffer(count: Int(sectors * XFSLog.sector))
+        try read(position, sectors, into: buffer)
+        return buffer
+    }
+
+    private func read(_ position: UInt64, _ sectors: UInt64, into buffer: XFSBuffer) throws(TocError) {
         let before = min(sectors, count - position)
         let cut = Int(before * XFSLog.sector)
         try disk.readAll(
@@ -114,7 +119,6 @@ struct XFSLogRing {
         if before < sectors {
             try disk.readAll(range.offset, UnsafeMutableRawBufferPointer(rebasing: buffer.memory[cut...]))
         }
-        return buffer
     }
 
     private static func cycle(_ view: XFSView, _ place: Int) -> UInt32 {
@@ -153,13 +157,17 @@ struct XFSLogRing {
 
     /// Whether nothing before the head is older, and nothing behind it newer, than it should be.
     private func isEven(around head: UInt64, _ first: UInt32, _ last: UInt32) throws(TocError) -> Bool {
-        let window = min(Self.inFlight, count / 2)
-        for (start, length) in [(head + count - window, window), (head % count, window)] {
-            let view = try read(start % count, length)
-            for index in 0..<length {
-                let position = (start + index) % count
-                let expected = position < head ? first : last
-                guard Self.cycle(view.view, Int(index * XFSLog.sector)) == expected else { return false }
+        let piece: UInt64 = 128
+        let buffer = XFSBuffer(count: Int(piece * XFSLog.sector))
+        let window = min(Self.inFlight, count / 2) / piece * piece
+        for begin in [head + count - window, head] {
+            for start in stride(from: begin, to: begin + window, by: Int(piece)) {
+                try read(start % count, piece, into: buffer)
+                for index in 0..<piece {
+                    let expected = (start + index) % count < head ? first : last
+                    let found = Self.cycle(buffer.view, Int(index * XFSLog.sector))
+                    guard found == expected else { return false }
+                }
             }
         }
         return true
