@@ -134,4 +134,41 @@ import Testing
         #expect(closed.output != "0\n", "\(closed)")
         host.stop()
     }
+
+    /// It is bounded in memory, leaves no core, and is ended when it burns time without finding anything: here its
+    /// timer's signals are ours, and what it waits for is a server that never says a word.
+    @Test func theReadingProcessIsBounded() throws {
+        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        #expect(listener >= 0)
+        defer { close(listener) }
+        var address = sockaddr_un()
+        address.sun_family = sa_family_t(AF_UNIX)
+        let path = scratch("silent")
+        withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
+        let bound = withUnsafePointer(to: &address) {
+            $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+                bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+            }
+        }
+        #expect(bound == 0 && listen(listener, 1) == 0)
+        let child = try Outboard.start([
+            "read-file-systems", "--nbd", "nbd+unix:///?socket=\(path)", "--list",
+        ])
+        defer { child.stop() }
+        let connection = accept(listener, nil, nil)
+        #expect(connection >= 0)
+        defer { close(connection) }
+        let limits = try String(contentsOfFile: "/proc/\(child.identifier)/limits", encoding: .utf8)
+        func soft(_ name: String) -> Substring? {
+            limits.split(separator: "\n").first { $0.hasPrefix(name) }?.dropFirst(name.count)
+                .split(separator: " ").first
+        }
+        #expect(soft("Max core file size") == "0")
+        #expect(soft("Max data size") == "\(512 << 20)")
+        for _ in 0..<1000 where child.isRunning {
+            child.signal(SIGPROF)
+            _ = child.waitForExit(seconds: 0.05)
+        }
+        #expect(child.waitForExit(seconds: 10) == .exit(75))
+    }
 }
