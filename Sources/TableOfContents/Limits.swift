@@ -55,4 +55,11 @@ public enum TocLimits {
     public static let toldProblems = 10_000
     /// Extents of a stream that libtsk reads, which are kept until the stream is told.
     public static let extentsPerStream = 2_097_152
+
+    // ISO 9660.
+    /// Continuation areas of one record, and bytes of one.
+    static let isoContinuations = 64
+    static let isoContinuation = 65_536
+    /// Bytes of a directory.
+    static let isoDirectory: UInt64 = 64 << 20
 }

@@ -60,7 +60,7 @@ public final class VolumeReader {
         if let reader = try XFSReader(store, range, index: 0) { return reader }
         guard let found = try Probe.look(store, range) else { return nil }
         do throws(TocError) {
-            if found.kind == .iso9660 { throw TocError(.damaged, "ISO 9660 is not read") }
+            if found.kind == .iso9660 { return try ISO9660Reader(store, range, found) }
             return try SleuthKitReader(store, range, found)
         } catch {
             guard error.kind == .damaged else { throw error }

@@ -122,15 +122,8 @@ enum FATEntries {
     /// - Parameter stamp: from the top, 7 bits of years since 1980, 4 months, 5 days, 5 hours, 6 minutes, 5 double
     ///   seconds.
     private static func calendar(_ stamp: UInt32, hundredths: UInt8) -> FileTime {
-        let year = Int64(stamp >> 25) + 1980
-        let month = min(max(Int64(stamp >> 21 & 15), 1), 12)
-        let day = max(Int64(stamp >> 16 & 31), 1)
-        // Days since 1970-01-01 of the proleptic Gregorian calendar, in years that begin in March.
-        let shifted = month <= 2 ? year - 1 : year
-        let era = shifted / 400
-        let ofEra = shifted - era * 400
-        let ofYear = (153 * (month + (month > 2 ? -3 : 9)) + 2) / 5 + day - 1
-        let days = era * 146_097 + ofEra * 365 + ofEra / 4 - ofEra / 100 + ofYear - 719_468
+        let days = ISORecord.days(
+            Int64(stamp >> 25) + 1980, Int64(stamp >> 21 & 15), max(Int64(stamp >> 16 & 31), 1))
         let seconds = Int64(stamp >> 11 & 31) * 3600 + Int64(stamp >> 5 & 63) * 60 + Int64(stamp & 31) * 2
         let more = min(Int64(hundredths), 199)
         return FileTime(
