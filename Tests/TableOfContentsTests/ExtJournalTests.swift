@@ -160,4 +160,34 @@ import Testing
         #expect(system.description.isListed && !system.description.knowsUse)
         #expect(system.description.remark.contains("another device"))
     }
+
+    /// A log that goes on at the journal's beginning, and transactions that are numbered on from 2^32 − 1.
+    @Test(arguments: [1, 3, 6, 7, 9, 13, 20]) func logAndNumbersWrapAround(_ blocksBeforeEnd: Int) throws {
+        let image = try ExtImage(mebibytes: 16, ["-b", "1024", "-O", "^metadata_csum"])
+        let file = try image.write("content", seededBytes(5 * 1024, seed: 8))
+        let other = try image.write("other", seededBytes(5 * 1024, seed: 9))
+        try image.debug([
+            "jo", "jw -b 6000-6004 \(file)", "jw -r 6003", "jw -b 6001-6002 \(other)", "jw -r 6002",
+            "jw -b 6010-6014 \(other)", "jc",
+        ])
+        var bytes = try ExtImage.bytes(image.path)
+        let journal = try Int(journalBlock(image, try ExtFileSystem.of(try image.store()))) * 1024
+        let length = Int(bytes.big32(journal + 16))
+        let used = 30
+        let log = (1...used).map { Array(bytes[journal + $0 * 1024..<journal + ($0 + 1) * 1024]) }
+        func set(_ value: UInt32, _ offset: Int) {
+            withUnsafeBytes(of: value.bigEndian) { bytes.replaceSubrange(offset..<offset + 4, with: $0) }
+        }
+        for (index, block) in log.enumerated() {
+            var position = length - blocksBeforeEnd + index
+            if position >= length { position -= length - 1 }
+            let at = journal + position * 1024
+            bytes.replaceSubrange(at..<at + 1024, with: block)
+            if block.big32(0) == JournalSuperblock.magic { set(block.big32(8) &- 3, at + 8) }
+        }
+        set(UInt32(length - blocksBeforeEnd), journal + 28)
+        set(bytes.big32(journal + 24) &- 3, journal + 24)
+        try Data(bytes).write(to: URL(fileURLWithPath: image.path))
+        _ = try expectSame(image, 1024)
+    }
 }

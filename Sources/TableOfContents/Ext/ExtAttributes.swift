@@ -41,7 +41,7 @@ struct ExtAttributeEntry: Hashable {
                 ExtAttributeEntry(
                     space: bytes[offset + 1], name: Array(bytes[offset + headerSize..<nameEnd]), value: value)
             )
-            offset = nameEnd + 3 & ~3
+            offset = (nameEnd + 3) & ~3
         }
     }
 
