@@ -19,7 +19,7 @@ public struct RangeList: Hashable, Sendable {
 
     public func overlaps(_ range: ByteRange) -> Bool {
         let index = firstIndex(endingBehind: range.offset)
-        return index < ranges.count && ranges[index].overlaps(range)
+        return !range.isEmpty && index < ranges.count && ranges[index].overlaps(range)
     }
 
     /// What lies between them up to `size`.
