@@ -8,7 +8,7 @@ import Testing
 /// Forms that only xfs_db can make on this kind of machine, and what mkfs and the kernel make rarely.
 @Suite struct XFSOddTests {
     /// Attributes of version 4, which few kernels mount any more: short form, leaf, hash tree and remote values.
-    @Test(arguments: ["-m crc=0,finobt=0", "-m crc=0,finobt=0 -b size=512 -i attr=1", "-b size=1024"])
+    @Test(arguments: ["-m crc=0,finobt=0", "-b size=1024"])
     func attributesByXfsDb(_ options: String) throws {
         let scratch = try ScratchDirectory()
         let image = try XFSReaderTests.image(scratch, options: options, entries: 3)
@@ -34,7 +34,7 @@ import Testing
         try set("/setuid", (0..<300).map { "attribute-of-a-tree-\($0)" }, value: 40)
         try set("/setuid", ["remote", "remote-too"], value: 9000)
         try set("/nested", ["longest"], value: 65_536)
-        try Data(script.joined(separator: "\n").utf8).write(to: URL(filePath: scratch("script")))
+        try Data((script + [""]).joined(separator: "\n").utf8).write(to: URL(filePath: scratch("script")))
         try shell("xfs_db -x \(image) < \(scratch("script")) 2>&1")
         let (found, _) = try XFSReaderTests.read(image)
         #expect(found.problems == [])
@@ -48,7 +48,8 @@ import Testing
         #expect(found.attributes.count == expected.count)
     }
 
-    @Test(arguments: ["", "-m crc=0,finobt=0", "-m crc=0,finobt=0 -b size=512", "-b size=1024"])
+    /// mkfs.xfs gives them no headers in version 5; those are made by the kernel, in XFSLoopTests.
+    @Test(arguments: ["-m crc=0,finobt=0", "-m crc=0,finobt=0 -b size=512"])
     func linksThatDoNotFitTheirInode(_ options: String) throws {
         let scratch = try ScratchDirectory()
         let targets = [100, 300, 700, 1000].map { count in
