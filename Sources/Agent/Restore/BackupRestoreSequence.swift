@@ -111,9 +111,8 @@ private final class Destination {
     }
 
     private static func lock(_ path: String) throws(AgentError) -> Int32 {
-        var information = stat()
-        let isDevice = stat(path, &information) == 0 && information.st_mode & S_IFMT == S_IFBLK
-        let descriptor = open(path, O_RDWR | O_CLOEXEC | (isDevice ? O_EXCL : 0))
+        // Not opened exclusively: while it is, the system refuses to make zeros on a device by another descriptor.
+        let descriptor = open(path, O_RDWR | O_CLOEXEC)
         guard descriptor >= 0 else { throw AgentError.system(errno, doing: "restoring to", to: path) }
         guard flock(descriptor, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK else {
             Glibc.close(descriptor)

@@ -60,7 +60,6 @@ final class ArchiveReader {
         var entry: OpaquePointer?
         input.limit(MediaLimits.memberHeadBytes)
         let status = archive_read_next_header(archive, &entry)
-        input.limit(nil)
         if status == ARCHIVE_EOF { return nil }
         try check(status)
         guard let entry, archive_entry_filetype(entry) == UInt32(S_IFREG),
@@ -75,6 +74,9 @@ final class ArchiveReader {
     ///   a hole. Nil at its end.
     func read() throws(Problem) -> (offset: UInt64, bytes: UnsafeRawBufferPointer)? {
         var (bytes, count, offset): (UnsafeRawPointer?, Int, Int64) = (nil, 0, 0)
+        // A map may stand before the first bytes.
+        input.limit(MediaLimits.memberHeadBytes)
+        defer { input.limit(nil) }
         let status = archive_read_data_block(archive, &bytes, &count, &offset)
         if status == ARCHIVE_EOF { return nil }
         try check(status)

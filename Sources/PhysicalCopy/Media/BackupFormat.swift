@@ -59,7 +59,7 @@ public struct BackupHeader: Codable, Hashable, Sendable {
             throw Manifest.Malformed(reason: "a member is missing or of the wrong kind (\(error))")
         }
         guard MediaLimits.recordBytes.contains(recordBytes), recordBytes % MediaLimits.block == 0,
-            sliceSize >= CopyLimits.smallestSlice, sliceSize & (sliceSize - 1) == 0
+            MediaLimits.sliceSizes.contains(sliceSize), sliceSize & (sliceSize - 1) == 0
         else { throw Manifest.Malformed(reason: "its numbers are out of bounds") }
     }
 }
@@ -141,7 +141,9 @@ public enum MediaLimits {
     /// Bytes of a `backup.end`.
     static let endBytes = 1 << 20
     /// Bytes of everything that stands before a member's content: its headers, and the map of its extents.
-    static let memberHeadBytes: UInt64 = 64 << 20
+    static let memberHeadBytes: UInt64 = 8 << 20
+    /// Bytes of a slice of the stream.
+    static let sliceSizes = CopyLimits.smallestSlice...(1 << 60)
     /// Bytes read at once from what is no tape.
     static let inputBytes = 1 << 20
     /// Bytes of holes told to the archive at once.

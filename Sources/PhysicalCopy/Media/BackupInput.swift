@@ -143,9 +143,10 @@ public final class BackupInput {
     }
 
     /// - Parameter place: in the stream, within the block that was read last.
-    /// - Returns: what everything before `place` sums to. What comes is not summed up.
-    func endSum(at place: UInt64) -> SliceChecksums {
-        precondition(place >= blockStart && place <= position, "a place that has passed, or has not come")
+    /// - Returns: what everything before `place` sums to; nil when it is not within that block. What comes is not
+    ///   summed up.
+    func endSum(at place: UInt64) -> SliceChecksums? {
+        guard place >= blockStart, place <= position else { return nil }
         sumUp(to: Int(place - blockStart))
         isSummed = false
         return checksums.finish()
@@ -153,9 +154,12 @@ public final class BackupInput {
 
     /// Reads on from `place`, within the block that was read last, to `end`, and then as far as there is more, where
     /// more does not belong to something else.
-    /// - Returns: where the stream ends; where the first byte is that is not zero.
-    func drain(from place: UInt64, to end: UInt64) throws(CopyError) -> (end: UInt64, firstUnwanted: UInt64?)
-    {
+    /// - Returns: where the stream ends; where the first byte is that is not zero; nil when `place` is not within that
+    ///   block.
+    func drain(
+        from place: UInt64, to end: UInt64
+    ) throws(CopyError) -> (end: UInt64, firstUnwanted: UInt64?)? {
+        guard place >= blockStart, place <= position else { return nil }
         var at = place
         while true {
             var part = UnsafeRawBufferPointer(rebasing: block[Int(at - blockStart)...])

@@ -72,6 +72,11 @@ public final class BackupReader {
         do throws(Manifest.Malformed) { header = try BackupHeader(decoding: head.bytes) } catch {
             throw Self.damaged(input, BackupFinding(BackupMember.header, at: head.start, error.reason))
         }
+        guard input.position <= CopyLimits.smallestSlice else {
+            throw Self.damaged(
+                input,
+                BackupFinding(BackupMember.header, at: head.start, "it does not stand at the beginning"))
+        }
         input.sum(bySlicesOf: header.sliceSize)
         let body = try Self.readSmall(
             archive, input, BackupMember.manifest, limit: CopyLimits.manifestBytes)
@@ -273,7 +278,7 @@ public final class BackupReader {
         // Its header is summed up, too, its content is not.
         let found = try next()
         let (place, start) = (archive.position, found.start)
-        let sums = input.endSum(at: place)
+        guard let sums = input.endSum(at: place) else { throw damaged("its headers are not whole") }
         let bytes = try readEnd(found)
         let end: BackupEnd
         do throws(Manifest.Malformed) {
@@ -290,7 +295,9 @@ public final class BackupReader {
             (contentEnd.roundedUp(to: UInt64(MediaLimits.block)) + 2 * UInt64(MediaLimits.block))
         let records = (whole + UInt64(header.recordBytes) - 1) / UInt64(header.recordBytes)
         let length = records * UInt64(header.recordBytes)
-        let tail = try input.drain(from: contentEnd, to: length)
+        guard let tail = try input.drain(from: contentEnd, to: length) else {
+            throw damaged("it is longer in the stream than it says")
+        }
         if let unwanted = tail.firstUnwanted {
             try report(
                 BackupFinding("", at: unwanted, "there is something behind the end, or in its padding"),
