@@ -17,6 +17,8 @@ public final class FileBatch {
         var size: UInt64
         /// Bytes that it has while it is filled: whole blocks.
         var room: UInt64
+        /// Bytes that were written when it was made.
+        var inlineBytes: UInt64 = 0
         var metadata: FileMetadata
         /// What it is of another file of the batch: the alternate stream of that name.
         var owner: (file: Int, stream: [UInt8])?
@@ -34,8 +36,6 @@ public final class FileBatch {
         }
     }
     var files: [File] = []
-    /// Bytes of the content that is not in the plan.
-    var inlineBytes: UInt64 = 0
     private(set) var pieces: [RestorePiece] = []
     private var made: RestorePlan?
     private let directories: RestoreDirectories
@@ -85,6 +85,16 @@ public final class FileBatch {
     }
 
     func shown(_ target: Int) -> String { TocPath.escaped(files[target].name) }
+
+    /// Of each file: bytes without holes, and without what is cut off in the end.
+    var contentBytes: [UInt64] {
+        var result = files.map(\.inlineBytes)
+        for piece in pieces {
+            let size = files[piece.target].size
+            result[piece.target] += min(piece.volume.count, size - min(size, piece.offset))
+        }
+        return result
+    }
 
     /// Forgets the files from that number on, and what they would get.
     func drop(from target: Int) {

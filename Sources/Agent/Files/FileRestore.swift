@@ -250,21 +250,29 @@ public final class FileRestore {
 
     private func requireOfOneFile(_ error: AgentError) throws(AgentError) {
         if cancellation.isCancelled { throw CancellationToken.interrupted }
-        guard !error.isNoSpace, error.status == .io || error.status == .corrupt, batchFiles < Int.max else {
-            throw error
-        }
+        let endsAll = error.isNoSpace || error.status == .unavailable || error.status == .tryAgain
+        guard !endsAll, batchFiles < Int.max else { throw error }
     }
 
     private func finishDirectories() {
         for (directory, metadata) in finished.reversed() {
             do throws(FileProblem) {
-                report.lose(metadata.apply(to: try directories.descriptor(of: directory)))
+                let descriptor = try directories.descriptor(of: directory)
+                report.lose(metadata.apply(to: descriptor))
+                if !isFlushedWithAll(directory.identity), fsync(descriptor) != 0 {
+                    throw .system(errno, "flushing it")
+                }
             } catch { report.fail(directory.path(base), error) }
         }
         do throws(FileProblem) { try flush() } catch { report.fail(base, error) }
     }
 
-    /// All that was written below the directory.
+    /// Whether ``flush()`` reaches it: nothing else may be mounted between.
+    func isFlushedWithAll(_ identity: FileIdentity) -> Bool {
+        identity.device == directories.top.identity.device
+    }
+
+    /// All that was written below the directory, on its own file system.
     func flush() throws(FileProblem) {
         let descriptor = try directories.descriptor(of: directories.top)
         if FileCalls.synchronizeFileSystem(of: descriptor) == 0 { return }

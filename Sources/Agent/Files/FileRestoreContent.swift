@@ -114,7 +114,6 @@ extension FileRestore {
             throw FileProblem("its size cannot be", status: .corrupt)
         }
         file.size = size
-        file.room = size
         let target = batch.files.count
         var inline: [UInt8] = []
         var pieces: [RestorePiece] = []
@@ -145,8 +144,8 @@ extension FileRestore {
             unlinkat(try directories.descriptor(of: file.directory), file.temporary, 0)
             throw .system(number, "making it")
         }
+        file.inlineBytes = min(size, UInt64(inline.count))
         batch.files.append(file)
-        batch.inlineBytes += min(size, UInt64(inline.count))
         for piece in pieces { batch.add(piece) }
     }
 
@@ -199,7 +198,9 @@ extension FileRestore {
                     throw .system(errno, "cutting it")
                 }
                 report.lose(file.metadata.apply(to: descriptor))
-                if batch.files.count <= AgentLimits.flushedAlone, fsync(descriptor) != 0 {
+                let isAlone =
+                    batch.files.count <= AgentLimits.flushedAlone || !isFlushedWithAll(file.identity)
+                if isAlone, fsync(descriptor) != 0 {
                     throw .system(errno, "flushing it")
                 }
             }
@@ -209,17 +210,18 @@ extension FileRestore {
                 throw AgentError(error.status, doing: "restoring to", to: base, because: error.reason)
             }
         }
+        let bytes = batch.contentBytes
         for target in batch.files.indices {
             perform(target) { () throws(FileProblem) in
                 let file = batch.files[target]
                 try place(file.temporary, file.identity, as: file.name, in: file.directory)
                 report.files += 1
+                report.bytes += bytes[target]
                 if file.metadata.node.links > 1 {
                     firstNames[file.key] = (file.directory, file.name, file.identity)
                 }
             }
         }
-        report.bytes += batch.inlineBytes + batch.plan.bytes
         try requireSpace()
     }
 

@@ -48,9 +48,13 @@ final class RestoreRoute {
         bridge = standing
         let target = try standing.copier.unit(unit.number)
         self.target = target
-        var number = unit.copyNumber
-        if let remote = data.remote, isSame(remote.address, unit.bridge) { number = remote.unit.number }
-        guard let number else {
+        if let remote = data.remote, isSame(remote.address, unit.bridge) {
+            guard remote.unit.number != unit.number else { throw overwritesItself(unit) }
+            source = try standing.copier.unit(remote.unit.number)
+            copier = standing.copier
+            return
+        }
+        guard let number = unit.copyNumber else {
             if let path = data.path, target.storage == StorageName(path: path) {
                 throw overwritesItself(unit)
             }
@@ -94,7 +98,6 @@ final class RestoreRoute {
         let block = UInt64(unit.capacity.blockLength)
         guard unit.size >= end.roundedDown(to: block) else { throw wrong }
         if let path = data.path, let storage = unit.storage, storage == StorageName(path: path) { return }
-        guard data.remote == nil else { return }
         let store = try copier.store(of: unit, isCancelled: isStopped)
         for place in samplePlaces(of: min(end, unit.size), block: 4096, count: AgentLimits.samples) {
             try cancellation.check()
