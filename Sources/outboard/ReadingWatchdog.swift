@@ -16,6 +16,8 @@ enum ReadingWatchdog {
 
     /// Called once, by the thread that reads.
     static func start() {
+        // It ends by the signal itself: Swift's handler would take seconds to write down where.
+        for number in [SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT] { signal(number, SIG_DFL) }
         limit(__rlimit_resource_t(RLIMIT_CORE.rawValue), to: 0)
         limit(__rlimit_resource_t(RLIMIT_DATA.rawValue), to: memory)
         // Made now: the first use of a global must not be in a signal's handler.

@@ -56,6 +56,8 @@ struct UsedBlocks {
             }
             if attributes & 0x100 == 0 || attributes & 0x800 != 0 {
                 doubt = "the file system was not unmounted"
+            } else {
+                doubt = "what libtsk says of HFS+ was compared with no other reader yet"
             }
         default: preconditionFailure("not of libtsk: \(found.kind)")
         }
