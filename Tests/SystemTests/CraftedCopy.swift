@@ -29,7 +29,7 @@ final class CraftedCopy {
         let host = try HostProcess(scratch)
         copy = scratch("copy")
         let made = try Outboard.run([
-            "copy", "--host", host.control, "--to", copy, "--mode", mode,
+            "copy", "--host", host.control, "--to", copy, "--mode", mode, "--no-toc",
             // Overwritten after the instant: there are originals.
             "--post-thaw", "dd if=/dev/urandom bs=64k count=24 status=none | nbdcopy -- - '\(host.uri)'",
         ])
