@@ -60,14 +60,11 @@ extension CopySequence {
                 observer.notice("\(member.status.source): \(failure)")
             }
         } catch {
-            if error.cause == .interrupted || error.status == .tryAgain { throw error }
+            try cancellation.check()
             _ = try member.checkEpoch()
             observer.notice(
                 "no table of contents of \(member.status.source): \(error); "
                     + "`outboard toc` builds one from the finished copy")
-            member.tocSummary = nil
-            let path = member.draft.path(of: TocDescription.fileName)
-            for name in [path, path + "-journal", path + "-wal", path + "-shm"] { unlink(name) }
         }
     }
 

@@ -59,14 +59,11 @@ public final class UsedMap: RecordSink {
 
     private func add(_ range: ByteRange) {
         guard var current = reading, current.isTrusted else { return }
-        reading = nil  // so that the array below is not copied
-        defer { reading = current }
         guard range.offset >= current.range.offset, range.end <= current.range.end,
             range.offset >= current.used.last?.end ?? 0
-        else {
-            current.isTrusted = false
-            return
-        }
+        else { return doubt("what it says is in use is out of order, or not its own") }
+        reading = nil  // so that the array below is not copied
+        defer { reading = current }
         guard !range.isEmpty else { return }
         if let last = current.used.last, range.offset - last.end < gap {
             current.used[current.used.count - 1] = last.joined(to: range)

@@ -108,6 +108,25 @@ import Testing
             ])
     }
 
+    /// One that could be tried again costs no copy, either.
+    @Test func noProcessForAReader() async throws {
+        let world = LocalWorld()
+        let volume = try world.addVolume("v", size: Self.size, seed: 8)
+        let before = volume.contents
+        var collaborators = world.collaborators()
+        collaborators.readVolume = { _, _, _, _, _ throws(AgentError) in
+            throw AgentError(.tryAgain, doing: "starting", to: "a reader", because: "no process is left")
+        }
+        let outcomes = try await onThread { [collaborators] in
+            try CopySequence(
+                CopyRequest(members: [world.member("v")]), collaborators, cancellation: CancellationToken(),
+                observer: world
+            ).run()
+        }
+        #expect(outcomes.first?.toc == nil && data(world) == before)
+        #expect(world.state.withLock { $0.notices }.contains { $0.contains("no process is left") })
+    }
+
     /// A reader that never comes to an end while applications fill the cache.
     @Test func oneThatTakesTooLongIsGivenUp() async throws {
         let world = LocalWorld()

@@ -118,7 +118,10 @@ struct SleuthKitReaderTests {
         #expect(listed.description?.label == "nt läbel")
         #expect(listed.problems.isEmpty, "\(listed.problems)")
         try listed.expectEqual(to: scratch("reference"))
-        listed.expectUsed()
+        // ntfs-3g leaves no trace of whether it was unmounted; a journal that says so is believed.
+        #expect(listed.description?.knowsUse == false && listed.used.isEmpty)
+        try closeJournal(of: path)
+        try ListedVolume.read(try open(path)).expectUsed()
         let paths = listed.paths
         #expect(paths["/hard"] == paths["/small.txt"])
         #expect(listed.node("/hard")?.links == 2)
@@ -157,4 +160,21 @@ func mounted(_ program: String, _ arguments: [String], at point: String, _ body:
     try body(point)
     try run("umount", [point])
     isMounted = false
+}
+
+/// Writes the restart pages of an NTFS journal that nobody uses over one that was reset.
+private func closeJournal(of path: String) throws {
+    let file = try FileHandle(forUpdating: URL(fileURLWithPath: path))
+    defer { try? file.close() }  // only the write counts, and it has its own error
+    let image = [UInt8](try #require(try file.readToEnd()))
+    let start = try #require(
+        stride(from: 0, to: image.count - 16384, by: 4096).first {
+            image[$0..<$0 + 16384].allSatisfy { $0 == 0xFF }
+        })
+    var page = [UInt8](repeating: 0, count: 4096)
+    page.replaceSubrange(0..<4, with: Array("RSTR".utf8))
+    page[24] = 48
+    page.replaceSubrange(60..<62, with: [0xFF, 0xFF])
+    try file.seek(toOffset: UInt64(start))
+    try file.write(contentsOf: Data(page + page))
 }

@@ -144,7 +144,10 @@ struct UsedBlocks {
             let data = try log?.attributes()?.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_DATA }),
             let pages = try system.content(data, 0, 16384), pages.count == 16384
         else { return "its journal cannot be read" }
-        if pages.allSatisfy({ $0 == 0xFF }) { return nil }
+        // ntfs-3g resets it when it mounts, and sets no flag: its bitmap may be behind its files meanwhile.
+        if pages.allSatisfy({ $0 == 0xFF }) {
+            return "its journal is empty, as ntfs-3g leaves it while it writes"
+        }
         return pages.withUnsafeBytes { isClean($0) } ? nil : "its journal was not played back"
     }
 
