@@ -141,6 +141,7 @@ struct ExtKernelTests {
         }
         let ours = try system.tree(store)
         #expect(ours.problems == [])
+        try Self.expectAllNodes(of: store, in: ours.tree)
 
         let sink = RecordList()
         try system.readUse(into: sink)
@@ -163,6 +164,25 @@ struct ExtKernelTests {
             "e2fsck", ["-y", "-E", "journal_only", image.scratch("checked.img")], codes: [0, 1])
         try ExtImage.succeed("e2fsck", ["-fp", image.scratch("checked.img")], codes: [0, 1])
         try ExtImage.succeed("e2fsck", ["-fn", image.scratch("checked.img")])
+    }
+
+    /// The whole reader, which walks inodes and not names, comes to the same nodes and names.
+    static func expectAllNodes(of store: any BlockStore, in tree: Tree) throws {
+        let reader = try #require(try ExtVolumeReader(store, ByteRange(offset: 0, count: store.size)))
+        let sink = RecordList()
+        try reader.read(.files, into: sink)
+        #expect(sink.problems == [])
+        var nodes: [UInt64: FileNode] = [:]
+        for case .node(let node) in sink.records { nodes[node.address] = node }
+        let names = sink.names.filter { !($0.parent == 2 && $0.name == Array("lost+found".utf8)) }
+        // The root has no name.
+        #expect(names.count == tree.count - 1)
+        #expect(names.allSatisfy { nodes[$0.node] != nil })
+        let links = names.filter { nodes[$0.node]?.kind != .directory }.reduce(into: [UInt64: UInt32]()) {
+            $0[$1.node, default: 0] += 1
+        }
+        #expect(links.allSatisfy { nodes[$0.key]?.links == $0.value })
+        #expect(nodes.count == Set(names.map(\.node)).count + 2)
     }
 
     /// Blocks that e2fsck writes on its own account: copies of descriptors in meta groups, and its mark that it is

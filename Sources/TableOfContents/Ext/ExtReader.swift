@@ -76,6 +76,29 @@ final class ExtReader {
         return ExtGroup(Array(block[offset..<offset + superblock.descriptorSize]), group, superblock)
     }
 
+    private var initialized: (group: UInt64, count: UInt64) = (.max, 0)
+
+    /// Whether an inode lies in the part of its table that is in use: bitmaps of groups in which there are none may
+    /// never have been written.
+    func isInitialized(inode number: UInt64) throws(TocError) -> Bool {
+        guard number >= 1, number <= UInt64(superblock.inodeCount) else { return false }
+        let (group, index) = (number - 1).quotientAndRemainder(dividingBy: UInt64(superblock.inodesPerGroup))
+        if initialized.group != group {
+            do throws(TocError) {
+                let descriptor = try descriptor(ofGroup: group)
+                // What does not verify hides nothing.
+                initialized = (
+                    group,
+                    UInt64(descriptor.isIntact ? descriptor.initializedInodes : superblock.inodesPerGroup)
+                )
+            } catch {
+                guard error.isDamage else { throw error }
+                return false
+            }
+        }
+        return index < initialized.count
+    }
+
     func inode(_ number: UInt64) throws(TocError) -> ExtInode {
         guard number >= 1, number <= UInt64(superblock.inodeCount) else {
             throw .damaged("there is no inode \(number)")
@@ -117,6 +140,8 @@ struct ExtGroup {
     let freeCount: UInt64
     /// No block but the group's own tables is used, and its block bitmap was never written.
     let isBlockBitmapUninitialized: Bool
+    /// How many inodes from the table's beginning were ever in use; what lies behind may be anything.
+    let initializedInodes: UInt32
     /// Of the block bitmap, and how many of its bits are kept.
     let bitmapChecksum: (value: UInt32, mask: UInt32)
     /// False: the descriptor has a checksum, and that is wrong.
@@ -133,6 +158,14 @@ struct ExtGroup {
         inodeTable = wide(8, 0x28)
         freeCount = UInt64(bytes.little16(0xC)) | (isWide ? UInt64(bytes.little16(0x2C)) << 16 : 0)
         isBlockBitmapUninitialized = superblock.hasGroupFlags && bytes.little16(0x12) & 2 != 0
+        if !superblock.hasGroupFlags {
+            initializedInodes = superblock.inodesPerGroup
+        } else if bytes.little16(0x12) & 1 != 0 {
+            initializedInodes = 0
+        } else {
+            let unused = UInt32(bytes.little16(0x1C)) | (isWide ? UInt32(bytes.little16(0x32)) << 16 : 0)
+            initializedInodes = superblock.inodesPerGroup - min(unused, superblock.inodesPerGroup)
+        }
         bitmapChecksum = (
             UInt32(bytes.little16(0x18)) | (isWide ? UInt32(bytes.little16(0x38)) << 16 : 0),
             isWide ? 0xFFFF_FFFF : 0xFFFF

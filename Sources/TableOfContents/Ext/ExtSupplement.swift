@@ -54,6 +54,12 @@ final class ExtSupplement: NodeSupplement {
             let inode = found
         else { return nil }
         fill(&node, from: inode)
+        // Values of other nodes' attributes have no name, and what was never initialized is no node at all.
+        let isInitialized = try reader.isInitialized(inode: address)
+        if inode.has(ExtInode.Flag.attributeValue) || !isInitialized {
+            node.links = 0
+            return nil
+        }
         let data = try attributes(of: inode, into: sink)
         switch inode.kind {
         case .regular: return regular(node, inode, data)
@@ -104,6 +110,7 @@ final class ExtSupplement: NodeSupplement {
                     }
                     value = list
                 }
+                guard !name.contains(0) else { throw .damaged("an extended attribute's name is damaged") }
                 try sink.put(.attribute(ExtendedAttribute(node: inode.number, name: name, value: value)))
             }
         }
@@ -162,7 +169,11 @@ final class ExtSupplement: NodeSupplement {
                 target = try reader.content(of: inode, count: Int(count))
             }
         }
-        if isRead { node.target = target }
+        if isRead, target.isEmpty || target.contains(0) {
+            try tell(address, "the target is damaged", sink)
+        } else if isRead {
+            node.target = target
+        }
     }
 
     func extents(of node: FileNode, into sink: any RecordSink) throws(TocError) {

@@ -2,7 +2,7 @@ import Blocks
 
 /// Which blocks of an ext file system are in use, told a little more rather than a block less.
 ///
-/// See <doc:ReadingExt> for why a copy of these alone is whole.
+/// See <doc:Ext> for why a copy of these alone is whole.
 struct ExtUse {
     private let reader: ExtReader
     private var superblock: ExtSuperblock { reader.superblock }
