@@ -131,6 +131,39 @@ struct ExtFileSystem {
             ExtReader(reader.superblock, replayed, reader.range), overlay: overlay, problems: problems)
     }
 
+    /// Whether libtsk 4.11.1 does not open it (clusters), looks for its inodes at wrong places (meta groups, blocks
+    /// beyond 2^32), or would go by a bitmap of inodes that may be older than they are (in use without a journal).
+    var isBeyondLibtsk: Bool {
+        guard let superblock = reader?.superblock else { return true }
+        return superblock.blocksPerCluster > 1
+            || superblock.has(incompatible: ExtFeature.Incompatible.metaGroups)
+            || superblock.blockCount >> 32 != 0 || superblock.state & 1 == 0
+    }
+
+    /// Calls for each inode that has links, in order.
+    /// - Parameter damaged: told of what could not be read.
+    /// - Throws: what the callbacks throw; `store`.
+    func forEachLinkedInode(
+        _ damaged: (UInt64?, String) throws(TocError) -> Void, _ body: (UInt64) throws(TocError) -> Void
+    ) throws(TocError) {
+        guard let superblock = reader?.superblock, let range = reader?.range else { return }
+        let reader = ExtReader(superblock, replayed, range)
+        let perGroup = UInt64(superblock.inodesPerGroup)
+        for group in 0..<superblock.groupCount where group * perGroup < UInt64(superblock.inodeCount) {
+            let last = min((group + 1) * perGroup, UInt64(superblock.inodeCount))
+            var address = group * perGroup + 1
+            do throws(TocError) {
+                while address <= last, try reader.isInitialized(inode: address) {
+                    if try reader.inode(address).links > 0 { try body(address) }
+                    address += 1
+                }
+            } catch {
+                guard error.isDamage else { throw error }
+                try damaged(nil, "inodes \(address) to \(last): \(error.description)")
+            }
+        }
+    }
+
     /// Hands on what is in use. Nothing when the description says that this is not known.
     /// - Throws: what `sink` throws; `store`.
     func readUse(into sink: any RecordSink) throws(TocError) {

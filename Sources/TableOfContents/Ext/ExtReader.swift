@@ -93,7 +93,8 @@ final class ExtReader {
                 )
             } catch {
                 guard error.isDamage else { throw error }
-                return false
+                // Reading it says what is wrong.
+                return true
             }
         }
         return index < initialized.count
@@ -158,7 +159,9 @@ struct ExtGroup {
         inodeTable = wide(8, 0x28)
         freeCount = UInt64(bytes.little16(0xC)) | (isWide ? UInt64(bytes.little16(0x2C)) << 16 : 0)
         isBlockBitmapUninitialized = superblock.hasGroupFlags && bytes.little16(0x12) & 2 != 0
-        if !superblock.hasGroupFlags {
+        // In use without a journal, the count may be older than the inodes; then a table that was zeroed tells.
+        let isCurrent = superblock.state & 1 != 0 || bytes.little16(0x12) & 4 == 0
+        if !superblock.hasGroupFlags || !isCurrent {
             initializedInodes = superblock.inodesPerGroup
         } else if bytes.little16(0x12) & 1 != 0 {
             initializedInodes = 0

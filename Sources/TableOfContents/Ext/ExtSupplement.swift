@@ -10,6 +10,8 @@ final class ExtSupplement: NodeSupplement {
     private let overlay: JournalOverlay?
     private var problems: [String]
     private var problemCount = 0
+    /// What ``complete(_:into:)`` found of the node it was asked for last; nil: more than is kept.
+    private var prepared: (node: UInt64, extents: [FileExtent]?) = (0, nil)
 
     /// - Parameters:
     ///   - overlay: where data lie that only the journal has up to date.
@@ -62,7 +64,7 @@ final class ExtSupplement: NodeSupplement {
         }
         let data = try attributes(of: inode, into: sink)
         switch inode.kind {
-        case .regular: return regular(node, inode, data)
+        case .regular: return try regular(node, inode, data, sink)
         case .directory: return try directory(inode, data, sink)
         case .symbolicLink: try target(of: &node, inode, data, sink)
         case .blockDevice, .characterDevice: node.device = inode.device
@@ -122,9 +124,29 @@ final class ExtSupplement: NodeSupplement {
         inode.blockField + (rest ?? [])
     }
 
-    private func regular(_ node: FileNode, _ inode: ExtInode, _ rest: [UInt8]?) -> FileStream.Storage {
+    private func regular(
+        _ node: FileNode, _ inode: ExtInode, _ rest: [UInt8]?, _ sink: any RecordSink
+    ) throws(TocError) -> FileStream.Storage {
         if inode.has(ExtInode.Flag.encrypted) { return .unavailable("encrypted") }
-        guard inode.has(ExtInode.Flag.inlineData) else { return .extents }
+        guard inode.has(ExtInode.Flag.inlineData) else {
+            // A file of which a part cannot be found must not be taken for one with holes: all of the map is seen
+            // before anything is said.
+            prepared = (node.address, [])
+            do throws(TocError) {
+                try forEachExtent(of: inode, node.size) { (extent) throws(TocError) in
+                    if let count = prepared.extents?.count, count < TocLimits.extentsPerRecord {
+                        prepared.extents?.append(extent)
+                    } else {
+                        prepared.extents = nil
+                    }
+                }
+            } catch {
+                guard error.isDamage else { throw error }
+                try tell(node.address, error.description, sink)
+                return .unavailable(error.description)
+            }
+            return .extents
+        }
         let data = inlineData(inode, rest)
         guard node.size <= UInt64(data.count) else { return .unavailable("the inline data are damaged") }
         return .inline(Array(data.prefix(Int(node.size))))
@@ -177,32 +199,49 @@ final class ExtSupplement: NodeSupplement {
     }
 
     func extents(of node: FileNode, into sink: any RecordSink) throws(TocError) {
-        let size = UInt64(reader.superblock.blockSize)
         let identifier = StreamIdentifier(node: node.address)
+        if prepared.node == node.address, let extents = prepared.extents {
+            if !extents.isEmpty { try sink.put(.extents(identifier, extents)) }
+            return
+        }
         var pending: [FileExtent] = []
-        let blocks = node.size / size + (node.size % size == 0 ? 0 : 1)
         _ = try guarded(node.address, sink) { () throws(TocError) in
-            let inode = try reader.inode(node.address)
-            try reader.forEachRun(of: inode, limit: blocks) { (run) throws(TocError) in
-                guard !run.isUnwritten else { return }
-                let extent = FileExtent(
-                    fileOffset: run.logical * size, volumeOffset: reader.range.offset + run.physical * size,
-                    count: run.count * size)
-                for part in overlay?.placed(extent) ?? [extent] {
-                    if let last = pending.last, last.fileOffset + last.count == part.fileOffset,
-                        last.volumeOffset + last.count == part.volumeOffset
-                    {
-                        pending[pending.count - 1].count += part.count
-                        continue
-                    }
-                    if pending.count == TocLimits.extentsPerRecord {
-                        try sink.put(.extents(identifier, pending))
-                        pending.removeAll(keepingCapacity: true)
-                    }
-                    pending.append(part)
+            try forEachExtent(of: try reader.inode(node.address), node.size) { (extent) throws(TocError) in
+                if pending.count == TocLimits.extentsPerRecord {
+                    try sink.put(.extents(identifier, pending))
+                    pending.removeAll(keepingCapacity: true)
                 }
+                pending.append(extent)
             }
         }
         if !pending.isEmpty { try sink.put(.extents(identifier, pending)) }
+    }
+
+    /// The written extents of a file, as long as they can be, where the volume as it is has them.
+    private func forEachExtent(
+        of inode: ExtInode, _ byteCount: UInt64, _ body: (FileExtent) throws(TocError) -> Void
+    ) throws(TocError) {
+        let size = UInt64(reader.superblock.blockSize)
+        let blocks = byteCount / size + (byteCount % size == 0 ? 0 : 1)
+        var last: FileExtent?
+        try reader.forEachRun(of: inode, limit: blocks) { (run) throws(TocError) in
+            guard !run.isUnwritten else { return }
+            let extent = FileExtent(
+                fileOffset: run.logical * size, volumeOffset: reader.range.offset + run.physical * size,
+                count: run.count * size)
+            for part in overlay?.placed(extent) ?? [extent] {
+                if let before = last {
+                    if before.fileOffset + before.count == part.fileOffset,
+                        before.volumeOffset + before.count == part.volumeOffset
+                    {
+                        last?.count += part.count
+                        continue
+                    }
+                    try body(before)
+                }
+                last = part
+            }
+        }
+        if let last { try body(last) }
     }
 }

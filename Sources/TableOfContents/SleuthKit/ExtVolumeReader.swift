@@ -27,13 +27,12 @@ struct ExtVolumeReader: FileSystemReader {
     }
 
     private func files(_ telling: Telling) throws(TocError) {
+        let superblock = try Probe.bytes(system.replayed, description.range, 1024, 1024)
+        let layout = superblock.withUnsafeBytes { InodeWalk.Layout($0) }
+        if system.isBeyondLibtsk { return try InodeWalk.run(system, layout, telling) }
         // What libtsk calls ext4 has room in its inodes for what ext3 may have there, too.
         let opened = try TskFileSystem(system.replayed, description.range, TSK_FS_TYPE_EXT4)
-        let superblock = try Probe.bytes(system.replayed, description.range, 1024, 1024)
         let teller = TskNode(kind: description.kind, range: description.range, blockSize: opened.blockSize)
-        try InodeWalk(
-            opened, teller, telling, system.supplement,
-            superblock.withUnsafeBytes { InodeWalk.Layout($0) }
-        ).run()
+        try InodeWalk(opened, teller, telling, system.supplement, layout).run()
     }
 }

@@ -95,15 +95,34 @@ final class InodeWalk {
         guard address == Self.root || address >= layout.firstUserInode, meta.pointee.nlink > 0,
             !layout.hidden.contains(address), !TskNode.isVirtual(meta.pointee.type)
         else { return }
-        var node = teller.node(meta)
+        try Self.tell(teller.node(meta), supplement, telling)
+    }
+
+    /// Hands on a node with its stream, unless it is none.
+    private static func tell(
+        _ node: FileNode, _ supplement: any NodeSupplement, _ telling: Telling
+    ) throws(TocError) {
+        var node = node
         let storage = try supplement.complete(&node, into: telling.sink)
         guard node.links > 0 else { return }
         try telling.put(.node(node))
         guard node.kind == .regular else { return }
-        let identifier = StreamIdentifier(node: address)
         let stream = FileStream(
-            identifier, size: node.size, storage: storage ?? .unavailable("it cannot be read"))
+            StreamIdentifier(node: node.address), size: node.size,
+            storage: storage ?? .unavailable("it cannot be read"))
         try telling.put(.stream(stream))
         if case .extents? = storage { try supplement.extents(of: node, into: telling.sink) }
+    }
+
+    /// The same walk without libtsk, for file systems that it does not open or does not read right; an inode is one
+    /// when it has links.
+    static func run(_ system: ExtFileSystem, _ layout: Layout, _ telling: Telling) throws(TocError) {
+        let supplement = system.supplement
+        try system.forEachLinkedInode(telling.problem) { (address) throws(TocError) in
+            guard address == root || address >= layout.firstUserInode, !layout.hidden.contains(address) else {
+                return
+            }
+            try tell(FileNode(address: address, kind: .other), supplement, telling)
+        }
     }
 }
