@@ -182,7 +182,9 @@ struct ExtKernelTests {
             $0[$1.node, default: 0] += 1
         }
         #expect(links.allSatisfy { nodes[$0.key]?.links == $0.value })
-        #expect(nodes.count == Set(names.map(\.node)).count + 2)
+        // The root and lost+found, and what of deleted files the disk still has where no journal keeps the order.
+        let others = nodes.count - Set(names.map(\.node)).count
+        #expect(reader.description.knowsUse ? others == 2 : others >= 2)
     }
 
     /// Blocks that e2fsck writes on its own account: copies of descriptors in meta groups, and its mark that it is
