@@ -41,10 +41,12 @@ import Testing
             (true, [system(0, 4 * Self.mebi, knowsUse: false), used, .end]),
             (false, [system(0, 4 * Self.mebi), used]),  // it never came to its end
             (true, [system(0, 4 * Self.mebi), used, .problem(ReadProblem(reason: "a bad bitmap")), .end]),
-            (true, [system(0, 4 * Self.mebi), .used([range(4096, 4096), range(0, 4096)]), .end]),  // not in order
+            // not in order
+            (true, [system(0, 4 * Self.mebi), .used([range(4096, 4096), range(0, 4096)]), .end]),
             (true, [system(0, 2 * Self.mebi), .used([range(0, 3 * Self.mebi)]), .end]),  // not its own
             (true, [system(0, 8 * Self.mebi), used, .end]),  // larger than the volume
-            (false, [system(0, 3 * Self.mebi), used, .end, system(2 * Self.mebi, 2 * Self.mebi), .end]),  // overlap
+            // overlap
+            (false, [system(0, 3 * Self.mebi), used, .end, system(2 * Self.mebi, 2 * Self.mebi), .end]),
         ]
         for (isTold, records) in doubtful {
             let map = try map(4 * Self.mebi, records)
