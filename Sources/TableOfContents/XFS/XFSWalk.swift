@@ -13,6 +13,8 @@ final class XFSWalk {
     private let symlinks: XFSSymlinkReader
     private let window = XFSBuffer(count: XFSLimits.inodeWindow)
     private let sector: XFSBuffer
+    /// Behind the last chunk of the allocation group that was taken.
+    private var nextInode: UInt64 = 0
 
     init(_ geometry: XFSGeometry, _ disk: XFSDisk, range: ByteRange, _ output: XFSOutput) {
         self.geometry = geometry
@@ -38,6 +40,7 @@ final class XFSWalk {
 
     private func walk(group: UInt64) throws(TocError) {
         let header = try XFSGroupHeader(.inodes, group, geometry, disk, sector)
+        nextInode = 0
         try groupTrees.walk(
             root: UInt64(header.view.u32(20)), levels: Int(header.view.u32(24)), group: group, owner: group,
             damage: { (error) throws(TocError) in
@@ -80,12 +83,16 @@ final class XFSWalk {
         for index in 0..<count {
             let chunk = Chunk(records, index * 16, geometry)
             guard chunk.allocated != 0 else { continue }
-            guard chunk.first + chunk.used <= inodesOfGroup,
-                chunk.first % Chunk.inodes == 0 || chunk.used <= 64
-            else {
+            guard chunk.first + chunk.used <= inodesOfGroup else {
                 try output.problem(nil, "allocation group \(group) has inodes beyond its end")
                 continue
             }
+            // An inode in two chunks would be told twice.
+            guard chunk.first >= nextInode else {
+                try output.problem(nil, "allocation group \(group) has chunks of inodes that overlap")
+                continue
+            }
+            nextInode = chunk.first + Chunk.inodes
             if let first = near.first, let last = near.last {
                 let span = (chunk.first - first.first) << geometry.inodeLog + whole
                 let gap = (chunk.first - last.first) << geometry.inodeLog
