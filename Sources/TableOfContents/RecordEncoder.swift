@@ -14,7 +14,7 @@ enum RecordFrame {
     enum Kind: UInt8 {
         case fileSystem = 1
         case node, name, stream, extents, attribute, used, problem, end
-        /// A file system of the volume, in the answer to `--list`.
+        /// A range of the volume in the answer to `--layout`; what lies on one before it is read.
         case listed = 0x20
         /// Nothing new, but it lives.
         case progress
@@ -109,7 +109,8 @@ public final class RecordEncoder: RecordSink {
         }
     }
 
-    /// One of the volume's file systems, for who asked which there are.
+    /// A range of the volume for who asked which there are, or what lies on one, as far as is known before it is
+    /// read.
     public func list(_ description: FileSystemDescription) throws(TocError) {
         try put(description, .listed)
     }

@@ -1,73 +1,64 @@
 import Blocks
 
-/// What lies on a volume: its partitions, and the file systems on them.
+/// What lies on a volume: the ranges of its partitions, and what each of them holds.
 ///
-/// Its bytes are hostile. libtsk, which reads most kinds, is written in C and has had its defects: so this belongs
-/// into a process of its own, which may crash or hang.
-public final class VolumeReader {
-    /// In the order of offsets; their ``FileSystemDescription/index`` is the place here.
-    public let fileSystems: [FileSystemDescription]
-
-    private let cache: ReadCache
-
-    /// Looks for partitions and superblocks; reads no directory yet.
+/// Its bytes are hostile. libtsk, which reads most kinds, is written in C and has had its defects: so each range
+/// belongs into a process of its own, which may crash or hang.
+public enum VolumeReader {
+    /// The ranges that may hold a file system each: partitions, or the whole volume. Nothing in them is read but, where
+    /// that decides whether there are partitions, their first sectors; libtsk has no part in it.
+    /// - Returns: in the order of offsets; of kind ``FileSystemKind/unknown``, with
+    ///   ``FileSystemDescription/index``. A range that shares bytes with another has no
+    ///   ``FileSystemDescription/knowsUse``.
     /// - Throws: ``TocError`` `store` when the volume cannot be read.
-    public init(_ store: any BlockStore) throws(TocError) {
-        cache = ReadCache(store)
-        let layout = try VolumeLayout(cache)
-        var found: [FileSystemDescription] = []
-        for (index, range) in layout.ranges.enumerated() {
-            let reader = try Self.reader(cache, range)
-            var description: FileSystemDescription
-            if let reader {
-                description = reader.description
-            } else {
-                description = try Self.foreign(cache, range)
-            }
-            description.index = index
-            let remarks = (index == 0 ? layout.remarks : []) + [description.remark]
-            if layout.overlaps(index) {
-                description.knowsUse = false
-                description.remark = "it overlaps another partition"
-            }
-            description.remark = (remarks.dropLast() + [description.remark]).filter { !$0.isEmpty }
-                .joined(separator: "; ")
-            found.append(description)
+    public static func places(_ store: any BlockStore) throws(TocError) -> [FileSystemDescription] {
+        let layout = try VolumeLayout(ReadCache(store))
+        return layout.ranges.indices.map { index in
+            let isApart = !layout.overlaps(index)
+            let remarks =
+                (index == 0 ? layout.remarks : []) + (isApart ? [] : ["it overlaps another partition"])
+            return FileSystemDescription(
+                index: index, kind: .unknown, range: layout.ranges[index], isListed: false,
+                knowsUse: isApart, remark: remarks.joined(separator: "; "))
         }
-        fileSystems = found
     }
 
-    /// Hands on what one of ``fileSystems`` has, from its ``VolumeRecord/fileSystem(_:)`` to its
-    /// ``VolumeRecord/end``. Of one that is not listed, and whose use is not known, that is all.
-    /// - Throws: what `sink` throws; ``TocError`` `store` when the volume cannot be read.
-    public func read(_ index: Int, _ scope: ReadScope, into sink: any RecordSink) throws(TocError) {
-        let description = fileSystems[index]
-        let output = Renamed(sink, description)
-        guard description.isListed || description.knowsUse,
-            let reader = try Self.reader(cache, description.range)
-        else {
-            try output.put(.fileSystem(description))
-            return try output.put(.end)
+    /// Hands on what a range holds, from its ``VolumeRecord/fileSystem(_:)`` (whose index is 0) to its
+    /// ``VolumeRecord/end``. Where nobody here reads that, and its use is not known, that is all.
+    /// - Parameters:
+    ///   - range: of `store`.
+    ///   - announce: told what the superblock says before libtsk is asked, which may be the end of the process.
+    /// - Throws: what `sink` and `announce` throw; ``TocError`` `store` when the volume cannot be read.
+    public static func read(
+        _ store: any BlockStore, _ range: ByteRange, _ scope: ReadScope, into sink: any RecordSink,
+        announce: (FileSystemDescription) throws(TocError) -> Void = { _ in }
+    ) throws(TocError) {
+        let cache = ReadCache(store)
+        if let reader = try reader(cache, range, announce) {
+            return try reader.read(reader.description.knowsUse ? scope : scope.subtracting(.use), into: sink)
         }
-        try reader.read(description.knowsUse ? scope : scope.subtracting(.use), into: output)
+        try sink.put(.fileSystem(try foreign(cache, range)))
+        try sink.put(.end)
     }
 
     /// The reader of what begins a range; nil: nobody here reads that.
     private static func reader(
-        _ store: any BlockStore, _ range: ByteRange
+        _ store: any BlockStore, _ range: ByteRange,
+        _ announce: (FileSystemDescription) throws(TocError) -> Void
     ) throws(TocError) -> (any FileSystemReader)? {
         if let reader = try ExtVolumeReader(store, range) { return reader }
         if let reader = try XFSReader(store, range, index: 0) { return reader }
         guard let found = try Probe.look(store, range) else { return nil }
+        var description = FileSystemDescription(
+            index: 0, kind: found.kind, range: range, label: found.label, uuid: found.uuid, isListed: false)
+        try announce(description)
         do throws(TocError) {
             if found.kind == .iso9660 { return try ISO9660Reader(store, range, found) }
             return try SleuthKitReader(store, range, found)
         } catch {
             guard error.kind == .damaged else { throw error }
-            return Unreadable(
-                description: FileSystemDescription(
-                    index: 0, kind: found.kind, range: range, label: found.label, uuid: found.uuid,
-                    isListed: false, remark: "its files cannot be listed: \(error.description)"))
+            description.remark = "its files cannot be listed: \(error.description)"
+            return Unreadable(description: description)
         }
     }
 
@@ -93,21 +84,5 @@ private struct Unreadable: FileSystemReader {
     func read(_ scope: ReadScope, into sink: any RecordSink) throws(TocError) {
         try sink.put(.fileSystem(description))
         try sink.put(.end)
-    }
-}
-
-/// Puts the volume's description of a file system in place of the one that its reader has.
-private final class Renamed: RecordSink {
-    private let sink: any RecordSink
-    private let description: FileSystemDescription
-
-    init(_ sink: any RecordSink, _ description: FileSystemDescription) {
-        self.sink = sink
-        self.description = description
-    }
-
-    func put(_ record: VolumeRecord) throws(TocError) {
-        if case .fileSystem = record { return try sink.put(.fileSystem(description)) }
-        try sink.put(record)
     }
 }

@@ -14,11 +14,11 @@ struct ReadFileSystemsCommand: ParsableCommand {
     @Option(help: "The volume.")
     var nbd: String
 
-    @Flag(help: "Say which file systems there are.")
-    var list = false
+    @Flag(help: "Say which ranges of it may hold a file system each.")
+    var layout = false
 
-    @Option(help: "Read this one.")
-    var fileSystem: Int?
+    @Option(help: "Read what is on this range, OFFSET+LENGTH.")
+    var range: RangeArgument?
 
     @Flag(help: "Its files.")
     var files = false
@@ -27,7 +27,7 @@ struct ReadFileSystemsCommand: ParsableCommand {
     var use = false
 
     func validate() throws {
-        if list == (fileSystem != nil) { throw ValidationError("give --list or --file-system") }
+        if layout == (range != nil) { throw ValidationError("give --layout or --range") }
     }
 
     func run() throws {
@@ -47,18 +47,18 @@ struct ReadFileSystemsCommand: ParsableCommand {
     }
 
     private func read(_ store: any BlockStore) throws(TocError) {
-        let reader = try VolumeReader(store)
         let encoder = RecordEncoder(STDOUT_FILENO, beat: ReadingWatchdog.beat)
-        if let fileSystem {
-            guard reader.fileSystems.indices.contains(fileSystem) else {
-                throw TocError(.missing, "the volume has no file system \(fileSystem)")
-            }
+        if let range = range?.range {
+            guard range.end <= store.size else { throw TocError(.missing, "the volume has no such range") }
             var scope: ReadScope = []
             if files { scope.insert(.files) }
             if use { scope.insert(.use) }
-            try reader.read(fileSystem, scope, into: encoder)
+            try VolumeReader.read(store, range, scope, into: encoder) { description throws(TocError) in
+                try encoder.list(description)
+                try encoder.flush()
+            }
         } else {
-            for description in reader.fileSystems { try encoder.list(description) }
+            for place in try VolumeReader.places(store) { try encoder.list(place) }
         }
         try encoder.finish()
     }

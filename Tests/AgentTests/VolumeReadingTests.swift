@@ -34,9 +34,15 @@ import Testing
         try body(RecordEncoder(descriptor))
     }
 
-    private func list(_ descriptions: [FileSystemDescription]) throws {
-        try stream("list") { encoder in
-            for description in descriptions { try encoder.list(description) }
+    /// The answer to `--layout`: places of file systems with those descriptions.
+    private func places(_ descriptions: [FileSystemDescription]) throws {
+        try stream("layout") { encoder in
+            for description in descriptions {
+                try encoder.list(
+                    FileSystemDescription(
+                        index: description.index, kind: .unknown, range: description.range, isListed: false,
+                        knowsUse: true))
+            }
             try encoder.finish()
         }
     }
@@ -52,15 +58,15 @@ import Testing
         }
     }
 
-    /// The program whose answer to `--list` is the file `list`, and which does `body` for a file system: `$6` is its
-    /// index.
+    /// The program whose answer to `--layout` is the file `layout`, and which does `body` for a file system: `$n` is
+    /// its index.
     private func program(_ body: String) throws -> VolumeReading {
         let path = scratch("program")
         let text = """
             #!/bin/sh
             cd '\(scratch.path)' || exit 1
-            if [ "$4" = --list ]; then exec cat list; fi
-            n=$5
+            if [ "$4" = --layout ]; then exec cat layout; fi
+            n=$((${5%+*} >> 20))
             \(body)
 
             """
@@ -80,8 +86,13 @@ import Testing
     }
 
     @Test func recordsComeThrough() throws {
-        try list([Self.description(0), Self.description(1, isListed: false), Self.description(2)])
+        try places([Self.description(0), Self.description(1, isListed: false), Self.description(2)])
         try whole(0)
+        try stream("fs1") { encoder in
+            try encoder.put(.fileSystem(Self.description(1, isListed: false)))
+            try encoder.put(.end)
+            try encoder.finish()
+        }
         try whole(2)
         let (summary, records) = try run(try program("exec cat fs$n"))
         #expect(summary.fileSystems.count == 3)
@@ -98,7 +109,7 @@ import Testing
         ("cat fs$n; exit 0", "no end"), ("cat fs$n; head -c 100000 /dev/urandom", "damaged"),
         ("cat fs$n fs$n", "damaged"),
     ]) func aChildThatFailsIsContained(body: String, reason: String) throws {
-        try list([Self.description(0), Self.description(1)])
+        try places([Self.description(0), Self.description(1)])
         try whole(0, finish: false)
         try whole(1)
         let (summary, records) = try run(
@@ -115,12 +126,13 @@ import Testing
         #expect(records.last == .end)
     }
 
-    /// A child that says nothing at all, and one that speaks of another file system, or of blocks that are not its
-    /// own.
+    /// A child that speaks of blocks or of a range that are not its own, and one that says nothing at all.
     @Test func aChildIsNotBelieved() throws {
-        try list([Self.description(0)])
+        try places([Self.description(0)])
         try stream("fs0") { encoder in
-            try encoder.put(.fileSystem(Self.description(7)))
+            var description = Self.description(7)
+            description.range = Self.description(0).range
+            try encoder.put(.fileSystem(description))
             try encoder.put(.used([ByteRange(offset: 0, count: 4096)]))
             try encoder.put(.used([ByteRange(offset: 1 << 20, count: 4096)]))
             try encoder.put(.end)
@@ -131,28 +143,73 @@ import Testing
         #expect(records.first == .fileSystem(Self.description(0)))
         #expect(!records.contains(.end))
         #expect(!records.contains(.used([ByteRange(offset: 1 << 20, count: 4096)])))
-        let (silent, nothing) = try run(try program("exit 0"))
-        #expect(silent.failures.count == 1)
-        #expect(nothing.first == .fileSystem(Self.description(0)))
-        #expect(nothing.count == 2)
+        try whole(1)
+        for body in ["exec cat fs1", "exit 0"] {
+            let (summary, records) = try run(try program(body))
+            #expect(summary.failures.count == 1)
+            #expect(records.count == 2)
+            expectUnknown(records.first, Self.description(0).range)
+        }
     }
 
-    @Test func aListThatFailsLeavesTheVolumeUnknown() throws {
+    private func expectUnknown(_ record: VolumeRecord?, _ range: ByteRange) {
+        guard case .fileSystem(let description) = record else {
+            Issue.record("\(String(describing: record))")
+            return
+        }
+        #expect(description.kind == .unknown && !description.isListed && !description.knowsUse)
+        #expect(description.range == range)
+    }
+
+    /// What a process crashed over is named, if it had seen that much, and costs the volume nothing else.
+    @Test func aSuperblockThatKillsIsNamed() throws {
+        try places([Self.description(0), Self.description(1)])
+        try stream("fs0") { encoder in
+            try encoder.list(Self.description(0))
+            try encoder.flush()
+        }
+        try whole(1)
+        let (summary, records) = try run(
+            try program("cat fs$n; if [ $n = 0 ]; then kill -SEGV $$; fi"), [.files, .use])
+        #expect(summary.failures.count == 1)
+        #expect(summary.fileSystems.map(\.kind) == [.ext4, .ext4])
+        guard case .fileSystem(let first) = records.first else {
+            Issue.record("\(records)")
+            return
+        }
+        #expect(first.kind == .ext4 && !first.isListed && !first.knowsUse)
+        #expect(first.remark.contains("signal 11"))
+        #expect(records.last == .end)
+    }
+
+    /// Partitions that share bytes: what one of them does not use, another may.
+    @Test func overlappingPlacesHaveNoFreeSpace() throws {
+        try stream("layout") { encoder in
+            var place = Self.description(0, isListed: false, knowsUse: false)
+            place.remark = "it overlaps another partition"
+            try encoder.list(place)
+            try encoder.finish()
+        }
+        try whole(0)
+        let (_, records) = try run(
+            try program("case \"$*\" in *--use*) exit 1;; esac; exec cat fs$n"), [.files, .use])
+        var expected = Self.description(0, knowsUse: false)
+        expected.remark = "it overlaps another partition"
+        #expect(records.first == .fileSystem(expected))
+        #expect(records.last == .end)
+    }
+
+    @Test func aLayoutThatFailsLeavesTheVolumeUnknown() throws {
         try whole(0)
         let reading = try program("exec cat fs$n")
         let (summary, records) = try run(reading)
         #expect(summary.failures.count == 1)
         #expect(records.count == 2)
-        guard case .fileSystem(let description) = records.first else {
-            Issue.record("\(records)")
-            return
-        }
-        #expect(description.kind == .unknown && !description.isListed && !description.knowsUse)
-        #expect(description.range == ByteRange(offset: 0, count: Self.volumeSize))
+        expectUnknown(records.first, ByteRange(offset: 0, count: Self.volumeSize))
     }
 
     @Test func aVolumeThatIsGoneIsAnError() throws {
-        try list([Self.description(0)])
+        try places([Self.description(0)])
         let error = try #require(throws: AgentError.self) {
             _ = try run(try program("echo gone >&2; exit 69"))
         }
@@ -161,7 +218,7 @@ import Testing
 
     /// Its child sleeps for ever, and has a child of its own that does.
     @Test func cancellingKillsTheChild() throws {
-        try list([Self.description(0)])
+        try places([Self.description(0)])
         try whole(0, finish: false)
         let fifo = scratch("fifo")
         #expect(mkfifo(fifo, 0o600) == 0)
@@ -189,7 +246,7 @@ import Testing
         final class Full: RecordSink {
             func put(_ record: VolumeRecord) throws(TocError) { throw TocError(.cannotCreate, "full") }
         }
-        try list([Self.description(0)])
+        try places([Self.description(0)])
         try whole(0)
         let reading = try program("exec cat fs$n")
         let error = try #require(throws: AgentError.self) {
@@ -199,7 +256,7 @@ import Testing
     }
 
     @Test func aTableIsBuiltOfWhatCame() throws {
-        try list([Self.description(0), Self.description(1)])
+        try places([Self.description(0), Self.description(1)])
         try whole(0, finish: false)
         try whole(1)
         let reading = try program("if [ $n = 1 ]; then exec cat fs1; fi; cat fs$n; kill -9 $$")

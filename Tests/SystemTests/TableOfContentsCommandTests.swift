@@ -121,13 +121,13 @@ import Testing
 
     /// The process that reads, asked by hand for what cannot be.
     @Test func theReadingProcessEndsByItself() throws {
-        let gone = try Outboard.run(["read-file-systems", "--nbd", "nbd+unix:///?socket=/none", "--list"])
+        let gone = try Outboard.run(["read-file-systems", "--nbd", "nbd+unix:///?socket=/none", "--layout"])
         #expect(gone.status == 69, "\(gone)")
         #expect(try Outboard.run(["read-file-systems", "--nbd", "x"]).status == 64)
         let image = scratch("volume.img")
         try makePatternFile(image, count: 4 << 20)
         let host = try HostProcess(scratch)
-        let absent = try Outboard.run(["read-file-systems", "--nbd", host.uri, "--file-system", "5"])
+        let absent = try Outboard.run(["read-file-systems", "--nbd", host.uri, "--range", "1TiB+1"])
         #expect(absent.status == 66, "\(absent)")
         host.stop()
     }
@@ -149,7 +149,7 @@ import Testing
         }
         #expect(bound == 0 && listen(listener, 1) == 0)
         let child = try Outboard.start([
-            "read-file-systems", "--nbd", "nbd+unix:///?socket=\(path)", "--list",
+            "read-file-systems", "--nbd", "nbd+unix:///?socket=\(path)", "--layout",
         ])
         defer { child.stop() }
         let connection = accept(listener, nil, nil)

@@ -71,9 +71,9 @@ struct ISO9660Tests {
                 bytes[Int.random(in: 32768..<200_000, using: &generator)] = UInt8.random(
                     in: 0...255, using: &generator)
             }
-            let volume = try VolumeReader(MemoryStore(bytes))
-            for description in volume.fileSystems {
-                try volume.read(description.index, [.files, .use], into: ListedVolume(MemoryStore(bytes)))
+            let store = MemoryStore(bytes)
+            for place in try VolumeReader.places(store) {
+                try VolumeReader.read(store, place.range, [.files, .use], into: ListedVolume(store))
             }
         }
     }

@@ -3,7 +3,7 @@ import TableOfContents
 
 /// Reads the file systems of a volume, each in a process of its own, so that none of them can harm the agent or hide
 /// another: what a process told before it crashed, hung or took too much memory stays, a problem says so, and the next
-/// file system goes on. Nothing on the volume is parsed here.
+/// file system goes on. Nothing on the volume is parsed here: where its partitions are, one more process says.
 public struct VolumeReading: Sendable {
     /// What was read.
     public struct Summary: Hashable, Sendable {
@@ -32,33 +32,34 @@ public struct VolumeReading: Sendable {
         _ scope: ReadScope, into sink: any RecordSink, cancellation: CancellationToken
     ) throws(AgentError) -> Summary {
         var summary = Summary()
-        summary.fileSystems = try list(&summary, sink, cancellation)
-        for description in summary.fileSystems {
+        for place in try places(&summary, sink, cancellation) {
             try cancellation.check()
-            try read(description, scope, &summary, sink, cancellation)
+            try read(place, scope, &summary, sink, cancellation)
         }
         return summary
     }
 
-    private func list(
+    /// The ranges that may hold a file system each, as ``VolumeReader`` has them.
+    private func places(
         _ summary: inout Summary, _ sink: any RecordSink, _ cancellation: CancellationToken
     ) throws(AgentError) -> [FileSystemDescription] {
         var found: [FileSystemDescription] = []
-        let ending = try child(["--list"], cancellation).run { frame in
+        let ending = try child(["--layout"], cancellation).run { frame in
             // All else is not for here; what cannot be is not believed.
-            guard case .listed(let description) = frame, description.index == found.count,
-                description.range.end <= volumeSize, found.count < TocLimits.fileSystems
+            guard case .listed(let place) = frame, place.index == found.count,
+                place.range.end <= volumeSize, found.count < TocLimits.fileSystems
             else { return }
-            found.append(description)
+            found.append(place)
         }
         try requireVolume(ending)
         guard !ending.isWhole else { return found }
-        let reason = "looking for file systems failed: \(ending.reason)"
+        let reason = "looking for partitions failed: \(ending.reason)"
         summary.failures.append(reason)
         // Of what was found before nothing is known for sure: it could have been somebody else's words.
         let whole = FileSystemDescription(
             index: 0, kind: .unknown, range: ByteRange(offset: 0, count: volumeSize), isListed: false,
             remark: reason)
+        summary.fileSystems.append(whole)
         try told {
             () throws(TocError) in
             try sink.put(.fileSystem(whole))
@@ -68,25 +69,16 @@ public struct VolumeReading: Sendable {
     }
 
     private func read(
-        _ description: FileSystemDescription, _ scope: ReadScope, _ summary: inout Summary,
+        _ place: FileSystemDescription, _ scope: ReadScope, _ summary: inout Summary,
         _ sink: any RecordSink, _ cancellation: CancellationToken
     ) throws(AgentError) {
-        var wanted = scope
-        if !description.isListed { wanted.remove(.files) }
-        if !description.knowsUse { wanted.remove(.use) }
-        if wanted.isEmpty {
-            return try told {
-                () throws(TocError) in
-                try sink.put(.fileSystem(description))
-                try sink.put(.end)
-            }
-        }
-        var arguments = ["--file-system", "\(description.index)"]
-        if wanted.contains(.files) { arguments.append("--files") }
-        if wanted.contains(.use) { arguments.append("--use") }
-        let gate = FileSystemGate(description, sink)
+        var arguments = ["--range", "\(place.range.offset)+\(place.range.count)"]
+        if scope.contains(.files) { arguments.append("--files") }
+        if scope.contains(.use), place.knowsUse { arguments.append("--use") }
+        let gate = FileSystemGate(place, sink)
         let ending = try child(arguments, cancellation).run { frame throws(TocError) in try gate.take(frame) }
         try requireVolume(ending)
+        summary.fileSystems.append(gate.description)
         if gate.state == .ended, gate.broken == nil, ending.isWhole {
             return try told { () throws(TocError) in try sink.put(.end) }
         }
@@ -95,10 +87,14 @@ public struct VolumeReading: Sendable {
         if reason.isEmpty { reason = "its records have no end" }
         let text = "reading it was not finished: \(reason)"
         summary.failures.append(
-            "file system \(description.index + 1) (\(description.kind.rawValue)): \(text)")
+            "file system \(place.index + 1) (\(gate.description.kind.rawValue)): \(text)")
         try told {
             () throws(TocError) in
-            if gate.state == .before { try sink.put(.fileSystem(description)) }
+            if gate.state == .before {
+                var description = gate.description
+                if description.remark.isEmpty { description.remark = text }
+                try sink.put(.fileSystem(description))
+            }
             try sink.put(.problem(ReadProblem(reason: text)))
         }
     }
@@ -130,22 +126,51 @@ private final class FileSystemGate {
         case ended
     }
 
-    private let description: FileSystemDescription
+    /// The place as it was found; then with what its process says is there.
+    private(set) var description: FileSystemDescription
+    private let place: FileSystemDescription
     private let sink: any RecordSink
     private(set) var state = State.before
     /// Why nothing more is let through.
     private(set) var broken: String?
 
-    init(_ description: FileSystemDescription, _ sink: any RecordSink) {
-        self.description = description
+    init(_ place: FileSystemDescription, _ sink: any RecordSink) {
+        self.place = place
+        description = place
+        // Nothing is known of what nobody describes.
+        description.knowsUse = false
         self.sink = sink
     }
 
     func take(_ frame: DecodedFrame) throws(TocError) {
-        guard broken == nil, case .record(let record) = frame else { return }
+        guard broken == nil else { return }
+        switch frame {
+        case .record(let record): try take(record)
+        case .listed(let announced) where state == .before && announced.range == place.range:
+            description = placed(announced)
+            description.isListed = false
+            description.knowsUse = false
+        case .listed, .progress, .finished: break
+        }
+    }
+
+    /// What a process says of a place, with what was known before.
+    private func placed(_ told: FileSystemDescription) -> FileSystemDescription {
+        var result = told
+        result.index = place.index
+        result.knowsUse = told.knowsUse && place.knowsUse
+        result.remark = [place.remark, told.remark].filter { !$0.isEmpty }.joined(separator: "; ")
+        return result
+    }
+
+    private func take(_ record: VolumeRecord) throws(TocError) {
         switch (record, state) {
-        case (.fileSystem, .before):
-            // The description is the one that was listed, whatever is said now.
+        case (.fileSystem(let told), .before):
+            guard told.range == place.range else {
+                broken = "it told of a range that is not its own"
+                return
+            }
+            description = placed(told)
             state = .open
             try sink.put(.fileSystem(description))
         case (.fileSystem, _), (_, .before), (_, .ended):
