@@ -57,8 +57,14 @@ struct XFSGeometry {
     let hasUnknownReadOnlyFeatures: Bool
     /// Bitmap and summary of the realtime device, quota files: have no names.
     let internalInodes: [UInt64]
-    /// As metadata carry it; not what tools print when that was changed.
+    /// As the log carries it, and as tools print it.
+    let uuid: [UInt8]
+    /// As metadata carry it: what it was before it was changed.
     let metaUUID: [UInt8]
+    /// Where the superblock has that.
+    let metaUUIDAt: Int
+    /// Incompatible features of the log alone.
+    let logFeatures: UInt32
 
     /// Why nothing of such a file system is listed, nil when it can be.
     static func obstacle(_ sb: XFSView) -> String? {
@@ -131,8 +137,11 @@ struct XFSGeometry {
         hasUnknownReadOnlyFeatures = isVersion5 && sb.u32(212) & ~Self.readOnlyCompatible != 0
         let quota = [sb.u64(160), sb.u64(168)] + (isVersion5 ? [sb.u64(232)] : [])
         internalInodes = ([sb.u64(64), sb.u64(72)] + quota).filter { $0 != 0 && $0 != .max }
+        uuid = (32..<48).map { sb.u8($0) }
         let uuidOffset = incompatible & Incompatible.metaUUID != 0 ? 248 : 32
         metaUUID = (0..<16).map { sb.u8(uuidOffset + $0) }
+        metaUUIDAt = uuidOffset
+        logFeatures = isVersion5 ? sb.u32(220) : 0
     }
 
     var bytes: UInt64 { blocks << blockLog }
@@ -177,5 +186,15 @@ extension XFSGeometry {
             return nil
         }
         return ByteRange(offset: offset, count: logBlocks << blockLog)
+    }
+}
+
+extension XFSGeometry {
+    /// Whether everything lies where it did. A log that makes the file system grow says otherwise.
+    func hasLayout(of other: XFSGeometry) -> Bool {
+        blocks == other.blocks && groupCount == other.groupCount && groupBlocks == other.groupBlocks
+            && blockSize == other.blockSize && sectorSize == other.sectorSize && inodeSize == other.inodeSize
+            && directoryBlockSize == other.directoryBlockSize && rootInode == other.rootInode
+            && logStart == other.logStart && logBlocks == other.logBlocks && isVersion5 == other.isVersion5
     }
 }

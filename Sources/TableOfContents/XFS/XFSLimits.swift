@@ -20,8 +20,18 @@ enum XFSLimits {
     /// Bytes and number of the windows through which single blocks are read.
     static let windowBytes = 16 << 10
     static let windows = 512
-    /// Bytes between the log's tail and head that are looked at to see what a recovery would change.
-    static let logBytes: UInt64 = 64 << 20
+    /// Bytes between the log's tail and head, and items there, that are replayed: a second or two of one processor.
+    static let logBytes: UInt64 = 512 << 20
+    static let logItems = 1 << 22
+    /// Bytes of transactions that are put together at one time. The kernel makes them no larger than 64 MiB.
+    static let transactionBytes = 96 << 20
+    static let openTransactions = 1024
+    /// Bytes that are kept of what the log changes.
+    static let overlayBytes = 128 << 20
+    /// Sectors of a buffer in the log: a directory block or a cluster of inodes, and as much again.
+    static let logBufferSectors: UInt64 = 256
+    /// Changes that the log only intends.
+    static let intents = 1 << 16
     /// Ranges in one ``VolumeRecord/used(_:)``.
     static let rangesPerRecord = 4096
     /// Seconds of the widest time that counts nanoseconds from 1901 in 64 bits.

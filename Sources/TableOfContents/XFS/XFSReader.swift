@@ -13,6 +13,8 @@ public final class XFSReader: FileSystemReader {
     private let geometry: XFSGeometry?
     /// What was found wrong when it was opened.
     private let doubts: [String]
+    /// Inodes whose last changes only a recovery finishes.
+    private let unfinished: [UInt64]
 
     /// - Parameter index: of the file system on its volume.
     /// - Returns: nil when there is no XFS at the beginning of `range`.
@@ -24,7 +26,6 @@ public final class XFSReader: FileSystemReader {
         try disk.read(0, sector.memory)
         let sb = sector.view
         guard sb.u32(0) == XFSGeometry.magic else { return nil }
-        self.disk = disk
         var description = FileSystemDescription(
             index: index, kind: .xfs, range: range, label: Self.label(sb), uuid: Self.uuid(sb), root: 0,
             isListed: false)
@@ -33,19 +34,39 @@ public final class XFSReader: FileSystemReader {
             description.remark = "its files cannot be listed: " + (obstacle ?? "its superblock is damaged")
             self.description = description
             self.geometry = nil
+            self.disk = disk
             doubts = []
+            unfinished = []
             return
         }
-        self.geometry = geometry
         description.blockSize = UInt64(geometry.blockSize)
         description.root = geometry.rootInode
         description.isListed = true
-        let findings = try XFSUse.findings(geometry, disk)
+        let current = try Self.recovered(geometry, disk)
+        self.geometry = current.geometry
+        self.disk = current.disk
+        let findings = try XFSUse.findings(current.geometry, current.disk, current.log)
         doubts = findings.doubts
+        unfinished = findings.unfinished
         description.knowsUse = findings.whyUseIsUnknown == nil
         description.remark =
             findings.whyUseIsUnknown.map { "which blocks are in use is not known: " + $0 } ?? ""
         self.description = description
+    }
+
+    /// What the log's replay makes of the file system; as it lies there where that cannot be told.
+    private static func recovered(
+        _ geometry: XFSGeometry, _ disk: XFSDisk
+    ) throws(TocError) -> (geometry: XFSGeometry, disk: XFSDisk, log: XFSLog.State) {
+        let log = try XFSLog(geometry, disk).state()
+        guard case .replayed(let overlay, _) = log else { return (geometry, disk, log) }
+        let replayed = XFSDisk(overlay, disk.range)
+        let sector = XFSBuffer(count: XFSGeometry.superblockBytes)
+        try replayed.read(0, sector.memory)
+        guard sector.view.u32(0) == XFSGeometry.magic, XFSGeometry.obstacle(sector.view) == nil,
+            let current = XFSGeometry(sector.view), current.hasLayout(of: geometry)
+        else { return (geometry, disk, .pending("it changes the file system's size or features")) }
+        return (current, replayed, log)
     }
 
     public func read(_ scope: ReadScope, into sink: any RecordSink) throws(TocError) {
@@ -54,6 +75,12 @@ public final class XFSReader: FileSystemReader {
         if let geometry {
             for doubt in doubts { try output.problem(nil, doubt) }
             if scope.contains(.files) {
+                for number in unfinished {
+                    try output.problem(
+                        geometry.offset(ofInode: number) == nil ? nil : number,
+                        "a change of it was under way: the log says what was intended, and a mount finishes it"
+                    )
+                }
                 try XFSWalk(geometry, disk, range: description.range, output).run()
             }
             if scope.contains(.use), description.knowsUse {

@@ -54,11 +54,15 @@ final class XFSUse {
     struct Findings {
         /// For people; each is a problem.
         var doubts: [String] = []
+        /// Inodes that recovery would go on to change.
+        var unfinished: [UInt64] = []
         /// Nil: it is known.
         var whyUseIsUnknown: String?
     }
 
-    static func findings(_ geometry: XFSGeometry, _ disk: XFSDisk) throws(TocError) -> Findings {
+    static func findings(
+        _ geometry: XFSGeometry, _ disk: XFSDisk, _ log: XFSLog.State
+    ) throws(TocError) -> Findings {
         var findings = Findings()
         func doubt(_ problem: String?, _ why: String) {
             if let problem { findings.doubts.append(problem) }
@@ -77,16 +81,20 @@ final class XFSUse {
             doubt("the file system is marked as in need of xfs_repair", "it needs xfs_repair")
         }
         if geometry.hasUnknownReadOnlyFeatures { doubt(nil, "it has features that are not known here") }
-        switch try XFSLog(geometry, disk).state() {
-        case .clean, .covered: break
+        switch log {
+        case .clean: break
+        case .replayed(_, let unfinished):
+            for number in unfinished.prefix(XFSLimits.problems) {
+                findings.unfinished.append(number)
+            }
         case .external:
             doubt(
                 "its log lies on another device, so names and contents are as on disk, without what that log "
                     + "may still hold", "its log lies on another device")
         case .pending(let reason):
             doubt(
-                "its log holds changes that are not in place yet (\(reason)), so names and contents are as on "
-                    + "disk; a copy that is made with --freeze has none of them",
+                "its log holds changes that are not in place yet and cannot be replayed here (\(reason)), so "
+                    + "names and contents are as on disk; a copy that is made with --freeze has none of them",
                 "its log holds changes that are not in place yet")
         }
         if findings.whyUseIsUnknown == nil {

@@ -1,0 +1,90 @@
+import Blocks
+import Foundation
+import Glibc
+import TestSupport
+import Testing
+
+@testable import TableOfContents
+
+/// Logs that a shutdown left, replayed in memory and by the kernel: both must show the same files, and what is told to
+/// be free must be free for the kernel, too.
+@Suite(.enabled(if: MountedImage.isPossible, Comment(rawValue: MountedImage.reason)))
+struct XFSReplayTests {
+    /// When the file system goes down.
+    enum End: String, CaseIterable, Sendable {
+        /// All that was done is in the log.
+        case flushed
+        /// What is in memory is lost, and nothing happens at that moment.
+        case idle
+        /// The same in the midst of work.
+        case busy
+    }
+
+    struct Case: CustomTestStringConvertible, Sendable {
+        var options: String
+        var seed: UInt64
+        var end: End
+        var steps = 1500
+        var testDescription: String { "\(options) seed \(seed) \(end)" }
+    }
+
+    private static let forms = [
+        "", "-m rmapbt=1", "-b size=1024", "-n size=64k -i size=1024", "-s size=4096 -l su=32k", "-l su=256k",
+        "-b size=1024 -m finobt=0,inobtcount=0 -i sparse=0", "-i nrext64=1 -m bigtime=0,reflink=0",
+    ]
+
+    static let cases: [Case] = {
+        if let seeds = getenv("OUTBOARD_XFS_SEEDS").flatMap({ UInt64(String(cString: $0)) }) {
+            return (1...seeds).map { seed in
+                Case(
+                    options: forms[Int(seed) % forms.count], seed: seed,
+                    end: End.allCases[Int(seed / 3) % 3], steps: 500 + Int(seed * 977 % 6000))
+            }
+        }
+        return forms.enumerated().map { index, options in
+            Case(options: options, seed: UInt64(index), end: End.allCases[index % 3])
+        }
+    }()
+
+    @Test(arguments: cases)
+    func showsWhatRecoveryShows(_ test: Case) throws {
+        let scratch = try ScratchDirectory()
+        let image = scratch("image")
+        try shell("truncate -s 400M \(image); mkfs.xfs -q \(test.options) \(image)")
+        try work(test, MountedImage(image, at: scratch("mnt")))
+        let store = try ImageStore(image)
+        let range = ByteRange(offset: 0, count: store.size)
+        let found = try CollectedRecords(#require(try XFSReader(store, range, index: 0)))
+        #expect(found.description?.knowsUse == true, "\(found.description?.remark ?? "")")
+        try #require(found.description?.knowsUse == true)
+        let free = try found.overwriteFree(image)
+        let recovered = try MountedImage(image, at: scratch("mnt"), options: "loop,noatime")
+        try found.expectEqual(store, recovered.mountPoint, unfinished: test.end == .busy)
+        try recovered.unmount()
+        try shell("xfs_repair -n \(image) 2>&1")
+        let after = try CollectedRecords(#require(try XFSReader(store, range, index: 0)))
+        let kernelFree = store.size - after.used.reduce(0) { $0 + $1.count }
+        print(
+            "\(test.testDescription): \(found.nodes.count) nodes, \(free >> 10) KiB free of the kernel's \(kernelFree >> 10), "
+                + "\(found.problems.count) under way")
+        #expect(free <= kernelFree && kernelFree - free < 32 << 20)
+    }
+
+    private func work(_ test: Case, _ mounted: MountedImage) throws {
+        var workload = XFSWorkload(mounted.mountPoint, seed: test.seed)
+        switch test.end {
+        case .flushed, .idle:
+            workload.run(test.steps)
+            try shell("xfs_io -x -c 'shutdown \(test.end == .flushed ? "-f" : "")' \(mounted.mountPoint)")
+        case .busy:
+            let child = try ChildProcess(
+                "bash", ["-c", "read -r; exec xfs_io -x -c shutdown \(mounted.mountPoint)"],
+                keepsInputOpen: true)
+            workload.run(test.steps)
+            child.closeInput()
+            workload.run(100_000) { access(mounted.mountPoint + "/none", F_OK) != 0 && errno == EIO }
+            _ = child.wait()
+        }
+        try mounted.unmount()
+    }
+}
