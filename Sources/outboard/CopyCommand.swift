@@ -20,7 +20,7 @@ struct CopyCommand: AsyncParsableCommand {
 
             With --used-only only those blocks are copied that the file systems have in use, and all that belongs \
             to none. A file system whose free space is not known for certain is copied whole: an unknown one, one \
-            with a feature that is not known, or an XFS with changes in its log (--freeze writes them out).
+            with a feature that is not known, or an XFS whose log cannot be replayed in memory (--freeze empties it).
 
             The copy is a directory: manifest.json, data.img, toc.sqlite. Nothing has its final name before it is \
             complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
