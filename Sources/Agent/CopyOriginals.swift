@@ -79,7 +79,7 @@ extension CopySequence {
         }
         let block = UInt64(max(cache.capacity.blockLength, copy.capacity.blockLength))
         let originals = RestorePlan(volumeOf: entries.0.volumeSize)
-            .originals(entries.1, geometry: entries.0, base: 0)
+            .originals(in: VolumeMap(originals: entries.1, geometry: entries.0, base: 0))
         // A short last chunk may end within a block, whose rest is zeros in the log as on the unit.
         let runs = originals.runs.map {
             CopyRun(source: $0.source, destination: $0.offset, count: $0.count.roundedUp(to: block))

@@ -2,6 +2,7 @@ import Blocks
 import Glibc
 import OriginalImage
 import PhysicalCopy
+import TableOfContents
 
 extension AgentError {
     /// A copy's own error, with its exit status.
@@ -92,5 +93,19 @@ func onLog<Result>(
 ) throws(AgentError) -> Result {
     do throws(LogError) { return try body() } catch {
         throw AgentError(error, doing: doing, to: subject)
+    }
+}
+
+/// Asks a table of contents; its errors become the agent's.
+func onToc<Result>(_ body: () throws(TocError) -> Result) throws(AgentError) -> Result {
+    do throws(TocError) { return try body() } catch { throw AgentError(error) }
+}
+
+/// Goes through something of a table of contents; its errors become the agent's, the agent's remain.
+func goingThroughToc(_ body: () throws -> Void) throws(AgentError) {
+    do { try body() } catch {
+        if let error = error as? AgentError { throw error }
+        if let error = error as? TocError { throw AgentError(error) }
+        throw AgentError(.io, doing: "reading the table of contents", to: "", because: "\(error)")
     }
 }

@@ -52,5 +52,5 @@ public enum AgentLimits {
     /// Bytes that are zeroed at once on a restore's destination.
     public static let zeroBytes: UInt64 = 1 << 30
     /// Files of a restore from a backup that are open at once.
-    public static let openPassingFiles = 64
+    public static let openTargets = 64
 }

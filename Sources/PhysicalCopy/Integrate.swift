@@ -47,18 +47,18 @@ extension PhysicalCopy {
         if manifest.originals != nil {
             let store = try openData(writable: true, opener)
             let reader = try logReader(in: store)
-            let entries = try verifiedEntries(of: reader)
+            let map = try verifiedMap(reader)
             if manifest.state == .complete {
                 var next = manifest
-                next.data.checksums = try derivedChecksums(entries, reader, in: store, progress)
+                next.data.checksums = try derivedChecksums(map, reader, in: store, progress)
                 next.state = .integrating
                 try progress(IntegrateProgress(step: .marking, done: 0, total: 1))
                 try replaceManifest(next)
             }
-            try replay(entries, reader, onto: store, progress)
+            try replay(map, reader, onto: store, progress)
             try progress(IntegrateProgress(step: .flushing, done: 0, total: 1))
             do throws(StoreError) { try store.flush() } catch { throw .store(error, "flush \(dataName)") }
-            try compare(entries, reader, in: store, progress)
+            try compare(map, reader.geometry, in: store, progress)
             var next = manifest
             next.state = .integrated
             next.originals = nil
@@ -74,27 +74,18 @@ extension PhysicalCopy {
         manifest = next
     }
 
-    /// - Returns: by address, so that the data are read and written in one sweep.
-    private func verifiedEntries(of reader: LogReader) throws(CopyError) -> [LogEntry] {
-        do throws(LogError) {
-            try reader.verify()
-            return try reader.index().entries.sorted { $0.chunk < $1.chunk }
-        } catch { throw .log(error, "integrate \(directory)") }
+    private func verifiedMap(_ reader: LogReader) throws(CopyError) -> VolumeMap {
+        do throws(LogError) { try reader.verify() } catch { throw .log(error, "integrate \(directory)") }
+        return try map(reader)
     }
 
-    /// The entries that lie in each slice. A chunk is never larger than a slice and both are powers of two: it lies in
-    /// one slice.
-    private func bySlice(_ entries: [LogEntry], _ reader: LogReader) -> [(
-        index: Int, entries: ArraySlice<LogEntry>
-    )] {
-        let size = manifest.data.checksums.sliceSize
-        var slices: [(index: Int, entries: ArraySlice<LogEntry>)] = []
-        var rest = entries[...]
-        while let first = rest.first {
-            let index = reader.geometry.range(of: first.chunk).offset / size
-            let own = rest.prefix { reader.geometry.range(of: $0.chunk).offset / size == index }
-            slices.append((Int(index), own))
-            rest = rest.dropFirst(own.count)
+    /// The slices of the data portion that have original images over them. A chunk is never larger than a slice and both
+    /// are powers of two: it lies in one slice.
+    private func slices(_ map: VolumeMap, _ geometry: ChunkGeometry) -> [Int] {
+        var slices: [Int] = []
+        for entry in map.entries {
+            let index = Int(geometry.range(of: entry.chunk).offset / manifest.data.checksums.sliceSize)
+            if slices.last != index { slices.append(index) }
         }
         return slices
     }
@@ -102,23 +93,23 @@ extension PhysicalCopy {
     /// The same from an opened copy; its original images are verified first.
     func derivedChecksums(in store: any BlockStore) throws(CopyError) -> SliceChecksums {
         let reader = try logReader(in: store)
-        return try derivedChecksums(verifiedEntries(of: reader), reader, in: store) { _ in }
+        return try derivedChecksums(verifiedMap(reader), reader, in: store) { _ in }
     }
 
     /// The data portion's checksums as they will be with the originals over the data; the slices that change are
     /// verified on the way.
     private func derivedChecksums(
-        _ entries: [LogEntry], _ reader: LogReader, in store: any BlockStore,
+        _ map: VolumeMap, _ reader: LogReader, in store: any BlockStore,
         _ progress: (IntegrateProgress) throws(CopyError) -> Void
     ) throws(CopyError) -> SliceChecksums {
         var checksums = manifest.data.checksums
-        let slices = bySlice(entries, reader)
+        let slices = slices(map, reader.geometry)
         for (done, slice) in slices.enumerated() {
-            let sums = try sums(ofSlice: slice.index, slice.entries, reader, in: store)
-            guard sums.now == checksums.values[slice.index] else {
-                throw doesNotVerify(slice.index, advice: "nothing was changed")
+            let sums = try sums(ofSlice: slice, map, reader, in: store)
+            guard sums.now == checksums.values[slice] else {
+                throw doesNotVerify(slice, advice: "nothing was changed")
             }
-            checksums.values[slice.index] = sums.then
+            checksums.values[slice] = sums.then
             try progress(
                 IntegrateProgress(step: .verifying, done: UInt64(done), total: UInt64(slices.count)))
         }
@@ -128,12 +119,11 @@ extension PhysicalCopy {
     /// Reads a slice once.
     /// - Returns: its checksums as it is, and with the originals over it.
     private func sums(
-        ofSlice index: Int, _ entries: ArraySlice<LogEntry>, _ reader: LogReader, in store: any BlockStore
+        ofSlice index: Int, _ map: VolumeMap, _ reader: LogReader, in store: any BlockStore
     ) throws(CopyError) -> (now: UInt32, then: UInt32) {
         let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
         let buffer = TransferBuffer()
         var (now, then) = (CRC32C(), CRC32C())
-        var rest = entries
         var place = ByteRange(offset: slice.offset, count: 0)
         while place.end < slice.end {
             let count = min(slice.end - place.end, UInt64(CopyLimits.transferBytes))
@@ -144,15 +134,18 @@ extension PhysicalCopy {
             }
             now.update(UnsafeRawBufferPointer(part))
             // As in a slice, a chunk lies in one part of it.
-            while let entry = rest.first {
-                let chunk = reader.geometry.range(of: entry.chunk)
-                guard chunk.offset < place.end else { break }
-                let start = Int(chunk.offset - place.offset)
-                let target = UnsafeMutableRawBufferPointer(rebasing: part[start..<start + Int(chunk.count)])
-                do throws(LogError) { try reader.read(entry, into: target) } catch {
-                    throw .log(error, "integrate \(directory)")
+            for original in map.originals(over: place) {
+                let start = Int(original.volume.offset - place.offset)
+                let target = UnsafeMutableRawBufferPointer(
+                    rebasing: part[start..<start + Int(original.volume.count)])
+                switch original.place {
+                case .data: continue
+                case .zeros: target.initializeMemory(as: UInt8.self, repeating: 0)
+                case .original(let entry, _):
+                    do throws(LogError) { try reader.read(entry, into: target) } catch {
+                        throw .log(error, "integrate \(directory)")
+                    }
                 }
-                rest = rest.dropFirst()
             }
             then.update(UnsafeRawBufferPointer(part))
         }
@@ -161,20 +154,20 @@ extension PhysicalCopy {
 
     /// Reads the slices that were changed back.
     private func compare(
-        _ entries: [LogEntry], _ reader: LogReader, in store: any BlockStore,
+        _ map: VolumeMap, _ geometry: ChunkGeometry, in store: any BlockStore,
         _ progress: (IntegrateProgress) throws(CopyError) -> Void
     ) throws(CopyError) {
-        let slices = bySlice(entries, reader)
+        let slices = slices(map, geometry)
         let checksums = manifest.data.checksums
         let buffer = TransferBuffer()
         for (done, slice) in slices.enumerated() {
             try progress(
                 IntegrateProgress(step: .comparing, done: UInt64(done), total: UInt64(slices.count)))
-            let range = checksums.range(ofSlice: slice.index, length: manifest.data.length)
+            let range = checksums.range(ofSlice: slice, length: manifest.data.length)
             let found = try SliceChecksums.checksum(of: range, in: store, buffer) { _ throws(CopyError) in }
-            guard found == checksums.values[slice.index] else {
+            guard found == checksums.values[slice] else {
                 throw doesNotVerify(
-                    slice.index,
+                    slice,
                     advice: "they were damaged after they had been verified; the original images are kept")
             }
         }
@@ -189,13 +182,13 @@ extension PhysicalCopy {
     }
 
     private func replay(
-        _ entries: [LogEntry], _ reader: LogReader, onto store: any BlockStore,
+        _ map: VolumeMap, _ reader: LogReader, onto store: any BlockStore,
         _ progress: (IntegrateProgress) throws(CopyError) -> Void
     ) throws(CopyError) {
         let buffer = TransferBuffer()
-        for (done, entry) in entries.enumerated() {
+        for (done, entry) in map.entries.enumerated() {
             try progress(
-                IntegrateProgress(step: .replaying, done: UInt64(done), total: UInt64(entries.count)))
+                IntegrateProgress(step: .replaying, done: UInt64(done), total: UInt64(map.entries.count)))
             let range = reader.geometry.range(of: entry.chunk)
             let original = buffer.prefix(range.count)
             do throws(LogError) { try reader.read(entry, into: original) } catch {

@@ -7,23 +7,20 @@ import OriginalImage
 public final class MergedReader: BlockStore {
     private let data: any BlockStore
     private let reader: LogReader
-    private let index: LogIndex
-    /// The chunks that have an original, sorted.
-    private let chunks: [UInt64]
+    private let map: VolumeMap
 
     public var size: UInt64 { reader.geometry.volumeSize }
     public let capabilities: StoreCapabilities
 
     /// - Parameters:
     ///   - data: the raw data from offset 0; at least the volume's size.
-    ///   - index: of `reader`.
-    public init(data: any BlockStore, reader: LogReader, index: LogIndex) {
+    ///   - map: of the copy whose originals `reader` reads; the data portion begins at 0.
+    public init(data: any BlockStore, reader: LogReader, map: VolumeMap) {
         precondition(data.size >= reader.geometry.volumeSize)
         self.data = data
         self.reader = reader
-        self.index = index
+        self.map = map
         capabilities = data.capabilities.intersection(.knowsAllocation)
-        chunks = capabilities.isEmpty ? [] : index.entries.map(\.chunk).sorted()
     }
 
     /// An original is a hole where it is all zeros, and data otherwise; all else is as in the raw data.
@@ -34,65 +31,50 @@ public final class MergedReader: BlockStore {
             return [AllocationExtent(count: range.count, isHole: false, readsAsZeros: false)]
         }
         var extents: [AllocationExtent] = []
-        var position = range.offset
-        func append(_ end: UInt64, isHole: Bool, readsAsZeros: Bool) {
-            let count = end - position
-            position = end
+        /// - Returns: false when it is one too many.
+        func append(_ count: UInt64, isHole: Bool, readsAsZeros: Bool) -> Bool {
             if let last = extents.last, last.isHole == isHole, last.readsAsZeros == readsAsZeros {
                 extents[extents.count - 1].count += count
-            } else {
-                extents.append(
-                    AllocationExtent(count: count, isHole: isHole, readsAsZeros: readsAsZeros))
+                return true
             }
+            guard extents.count < limit else { return false }
+            extents.append(AllocationExtent(count: count, isHole: isHole, readsAsZeros: readsAsZeros))
+            return true
         }
-        var next = firstChunk(from: position)
-        while position < range.end, extents.count < limit {
-            let chunk = next < chunks.count ? chunks[next] : nil
-            let own = chunk.map { reader.geometry.range(of: $0) }
-            if let chunk, let own, own.offset <= position {
-                let isZero = index[chunk]?.isZero ?? false
-                append(min(own.end, range.end), isHole: isZero, readsAsZeros: isZero)
-                next += 1
-                continue
-            }
-            let end = min(own?.offset ?? range.end, range.end)
-            let raw = ByteRange(offset: position, count: end - position)
-            for extent in try data.allocation(of: raw, limit: limit) where extents.count < limit {
-                append(
-                    position + extent.count, isHole: extent.isHole, readsAsZeros: extent.readsAsZeros)
+        for part in map.parts(of: range) {
+            switch part.place {
+            case .zeros:
+                guard append(part.volume.count, isHole: true, readsAsZeros: true) else { return extents }
+            case .original:
+                guard append(part.volume.count, isHole: false, readsAsZeros: false) else { return extents }
+            case .data(var source):
+                // They may tell of less than they were asked for.
+                let end = source + part.volume.count
+                while source < end {
+                    let rest = ByteRange(offset: source, count: end - source)
+                    for extent in try data.allocation(of: rest, limit: limit) {
+                        guard append(extent.count, isHole: extent.isHole, readsAsZeros: extent.readsAsZeros)
+                        else { return extents }
+                        source += extent.count
+                    }
+                }
             }
         }
         return extents
-    }
-
-    /// The place in ``chunks`` of the first that does not end before `offset`.
-    private func firstChunk(from offset: UInt64) -> Int {
-        let chunk = reader.geometry.chunk(at: offset)
-        var (low, high) = (0, chunks.count)
-        while low < high {
-            let middle = (low + high) / 2
-            if chunks[middle] < chunk { low = middle + 1 } else { high = middle }
-        }
-        return low
     }
 
     public func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
         let range = ByteRange(offset: offset, count: UInt64(buffer.count))
         requireWithin(range)
         guard !range.isEmpty else { return }
-        var raw: ByteRange?  // raw bytes that lie one behind the other are read at once
-        for chunk in reader.geometry.chunks(touching: range) {
-            guard let part = reader.geometry.range(of: chunk).intersection(range) else { continue }
-            guard let entry = index[chunk] else {
-                let start = raw?.offset ?? part.offset
-                raw = ByteRange(offset: start, count: part.end - start)
-                continue
+        for part in map.parts(of: range) {
+            let target = Self.part(part.volume, of: range, buffer)
+            switch part.place {
+            case .data(let source): try data.read(at: source, into: target)
+            case .zeros: target.initializeMemory(as: UInt8.self, repeating: 0)
+            case .original(let entry, _): try readOriginal(entry, part.volume, into: target)
             }
-            if let known = raw { try readRaw(known, of: range, into: buffer) }
-            raw = nil
-            try readOriginal(entry, part, into: Self.part(part, of: range, buffer))
         }
-        if let raw { try readRaw(raw, of: range, into: buffer) }
     }
 
     private static func part(
@@ -102,25 +84,12 @@ public final class MergedReader: BlockStore {
         return UnsafeMutableRawBufferPointer(rebasing: buffer[start..<start + Int(part.count)])
     }
 
-    private func readRaw(
-        _ raw: ByteRange, of range: ByteRange, into buffer: UnsafeMutableRawBufferPointer
-    ) throws(StoreError) {
-        try data.read(at: raw.offset, into: Self.part(raw, of: range, buffer))
-    }
-
     private func readOriginal(
         _ entry: LogEntry, _ part: ByteRange, into target: UnsafeMutableRawBufferPointer
     ) throws(StoreError) {
         let chunk = reader.geometry.range(of: entry.chunk)
         do throws(LogError) {
-            if part == chunk || entry.isZero {
-                if entry.isZero {
-                    target.initializeMemory(as: UInt8.self, repeating: 0)
-                } else {
-                    try reader.read(entry, into: target)
-                }
-                return
-            }
+            if part == chunk { return try reader.read(entry, into: target) }
             // The CRC is the whole chunk's.
             let whole = UnsafeMutableRawBufferPointer.allocate(byteCount: Int(chunk.count), alignment: 4096)
             defer { whole.deallocate() }

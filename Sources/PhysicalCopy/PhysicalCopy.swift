@@ -81,11 +81,19 @@ public final class PhysicalCopy: @unchecked Sendable {
         let store = try openData(opener)
         guard manifest.originals != nil else { return PortionView(store, manifest.data.range) }
         let reader = try logReader(in: store)
+        return MergedReader(data: store, reader: reader, map: try map(reader))
+    }
+
+    /// Where the volume's bytes lie, of a copy with that original-image portion; nil: it has none. All of the log's
+    /// headers are read, and checked.
+    public func map(_ reader: LogReader?) throws(CopyError) -> VolumeMap {
+        guard let reader else { return VolumeMap(data: manifest.data.offset) }
+        guard let portion = manifest.originals else { preconditionFailure("no original-image portion") }
         do throws(LogError) {
-            return MergedReader(data: store, reader: reader, index: try reader.index())
-        } catch {
-            throw .log(error, "read the original images of \(directory)")
-        }
+            return VolumeMap(
+                data: manifest.data.offset, originals: try reader.index().entries, geometry: reader.geometry,
+                base: portion.offset)
+        } catch { throw .log(error, "read the original images of \(directory)") }
     }
 
     /// The original-image portion's reader, checked to belong to this copy.

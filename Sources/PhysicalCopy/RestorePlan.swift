@@ -44,8 +44,8 @@ public struct RestoreRun: Hashable, Sendable {
 /// What of a volume is restored, and to where: all of it, named extents, the extents of files. There is no other way
 /// from a copy to what is restored:
 ///
-/// - from a copy that is consistent as it stands (FIG. 7B), ``dataRuns(at:)`` are what is to be copied;
-/// - from one with original images (FIG. 7A), these first, and then ``originals(_:geometry:base:)`` over them;
+/// - from a copy that is consistent as it stands (FIG. 7B), ``dataRuns(in:)`` are what is to be copied;
+/// - from one with original images (FIG. 7A), these first, and then ``originals(in:)`` over them;
 /// - from a stream, ``pieces(in:)`` says of each range of the volume that passes by, whether as data or, later, as an
 ///   original (``ChunkGeometry/range(of:)``), which bytes of it go where: nothing has to be sought.
 ///
@@ -129,11 +129,10 @@ public struct RestorePlan: Sendable {
         }
     }
 
-    /// What of the data portion, which begins at `base` of the data location, goes where: sorted by its place there.
-    /// Neighbours at both ends are one run.
-    public func dataRuns(at base: UInt64 = 0) -> [RestoreRun] {
+    /// What of the data portion goes where: sorted by its place there. Neighbours at both ends are one run.
+    public func dataRuns(in map: VolumeMap) -> [RestoreRun] {
         var runs: [RestoreRun] = []
-        for piece in pieces { Self.append(piece, from: base + piece.volume.offset, to: &runs) }
+        for piece in pieces { Self.append(piece, from: map.dataPlace(of: piece.volume.offset), to: &runs) }
         return runs
     }
 
@@ -149,38 +148,38 @@ public struct RestorePlan: Sendable {
         public init() {}
     }
 
-    /// The entries of a log of whose chunks anything is wanted, as far as it can be told at less cost than looking at
-    /// each: all of them, perhaps.
-    public func entries(of index: LogIndex) -> [LogEntry] {
-        let geometry = index.geometry
-        let touched = bytes / geometry.chunkSize + 2 * UInt64(pieces.count)
-        guard touched < UInt64(index.entries.count) else { return index.entries }
-        var chunks: Set<UInt64> = []
-        for piece in pieces { chunks.formUnion(geometry.chunks(touching: piece.volume)) }
-        return chunks.compactMap { index[$0] }
-    }
-
-    /// - Parameters:
-    ///   - entries: of the log, in any order.
-    ///   - base: where the log begins in the data location, bytes.
-    public func originals(
-        _ entries: [LogEntry], geometry: ChunkGeometry, base: UInt64
-    ) -> Originals {
+    /// The original images that come over the data, and what of them goes where.
+    public func originals(in map: VolumeMap) -> Originals {
         var result = Originals()
-        for entry in entries.sorted(by: { $0.chunk < $1.chunk }) {
-            let chunk = geometry.range(of: entry.chunk)
-            var isWanted = false
-            forEach(in: chunk) { piece in
-                isWanted = true
-                if entry.isZero {
-                    Self.append(zeros: piece, to: &result.zeros)
-                } else {
-                    let source = base + entry.position + (piece.volume.offset - chunk.offset)
-                    Self.append(piece, from: source, to: &result.runs)
+        var isSorted = true
+        for piece in pieces {
+            for part in map.originals(over: piece.volume) {
+                guard let own = piece.part(in: part.volume) else { continue }
+                let entry: LogEntry
+                switch part.place {
+                case .data: continue
+                case .zeros(let original):
+                    entry = original
+                    Self.append(zeros: own, to: &result.zeros)
+                case .original(let original, let source):
+                    entry = original
+                    Self.append(own, from: source, to: &result.runs)
                 }
+                // Pieces may overlap in the volume.
+                if let last = result.entries.last {
+                    guard last.chunk != entry.chunk else { continue }
+                    isSorted = isSorted && last.chunk < entry.chunk
+                }
+                result.entries.append(entry)
             }
-            if isWanted { result.entries.append(entry) }
         }
+        guard !isSorted else { return result }
+        var once: [LogEntry] = []
+        for entry in result.entries.sorted(by: { $0.chunk < $1.chunk })
+        where once.last?.chunk != entry.chunk {
+            once.append(entry)
+        }
+        result.entries = once
         return result
     }
 

@@ -39,9 +39,9 @@ struct CatCommand: AsyncParsableCommand {
             defer { source.close() }
             let toc = try FileRestoreSequence.tableOfContents(of: source.copy)
             let output = StandardOutput()
-            let content = try FileContent(path, in: toc, of: source.volume)
+            let content = try FileContent(path, in: toc, of: source)
             do throws(AgentError) {
-                try content.read { part throws(AgentError) in
+                try content.read(cancellation) { part throws(AgentError) in
                     try cancellation.check()
                     switch part {
                     case .bytes(let bytes): try output.write(bytes)

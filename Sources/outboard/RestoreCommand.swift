@@ -57,20 +57,14 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
     var json = false
 
     func run() async throws {
-        let request = try target.request(source.name, credentials: data.credentials())
-        let outcome = try await Self.restore(request, isBackup: source.isBackup)
+        let outcome = try await Self.restore(target.request(source, credentials: data.credentials()))
         if json { return try Console.print(json: outcome) }
         Self.tell(outcome)
     }
 
-    static func restore(_ request: RestoreRequest, isBackup: Bool) async throws -> RestoreOutcome {
+    static func restore(_ request: RestoreRequest) async throws -> RestoreOutcome {
         try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
-            if isBackup {
-                return try BackupRestoreSequence(
-                    request, world, cancellation: cancellation, observer: observer
-                ).run()
-            }
-            return try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
+            try RestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
         }
     }
 

@@ -54,10 +54,10 @@ struct RestoreExtentsCommand: AsyncParsableCommand {
     var json = false
 
     func run() async throws {
-        var request = try target.request(source.name, credentials: data.credentials())
+        var request = try target.request(source, credentials: data.credentials())
         request.extents = ranges.map(\.range)
         request.checksSlices = verify
-        let outcome = try await RestoreVolumeCommand.restore(request, isBackup: source.isBackup)
+        let outcome = try await RestoreVolumeCommand.restore(request)
         if json { return try Console.print(json: outcome) }
         RestoreVolumeCommand.tell(outcome)
     }

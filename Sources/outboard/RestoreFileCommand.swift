@@ -73,15 +73,11 @@ struct RestoreFileCommand: AsyncParsableCommand {
     func run() async throws {
         let paths = fromBackup == nil ? others : [first] + others
         let request = FileRestoreRequest(
-            copy: fromBackup ?? first, paths: paths, directory: to, force: force, checksSlices: verify,
+            copy: fromBackup ?? first, isBackup: fromBackup != nil, paths: paths, directory: to, force: force,
+            checksSlices: verify,
             credentials: try data.credentials())
-        let isBackup = fromBackup != nil
         let outcome = try await Sequences.run("restore") { world, cancellation, observer throws(AgentError) in
-            if isBackup {
-                return try BackupFileSequence(request, cancellation: cancellation, observer: observer).run()
-            }
-            return try FileRestoreSequence(request, world, cancellation: cancellation, observer: observer)
-                .run()
+            try FileRestoreSequence(request, world, cancellation: cancellation, observer: observer).run()
         }
         try Self.tell(outcome, json: json)
     }

@@ -62,9 +62,12 @@ struct RestoreTargetOptions: ParsableArguments {
         }
     }
 
-    func request(_ copy: String, credentials: InitiatorCredentials?) throws -> RestoreRequest {
+    func request(
+        _ source: RestoreSourceOptions, credentials: InitiatorCredentials?
+    ) throws -> RestoreRequest {
         var request = RestoreRequest(
-            copy: copy, destination: to ?? "", force: force, host: host, maximumRate: maxRate?.bytes,
+            copy: source.name, isBackup: source.isBackup, destination: to ?? "", force: force, host: host,
+            maximumRate: maxRate?.bytes,
             credentials: credentials)
         if let bridge, let unit {
             let address = try BridgeAddress(parsing: bridge, credentials: credentials)

@@ -141,14 +141,3 @@ struct VerifyCommand: ParsableCommand {
         }
     }
 }
-
-extension BackupInput {
-    /// - Parameter path: of a file or device; `-` is standard input.
-    convenience init(argument path: String, check: @escaping () throws(CopyError) -> Void) throws(CopyError) {
-        if path == "-" {
-            self.init(descriptor: STDIN_FILENO, name: "on standard input", check: check)
-        } else {
-            try self.init(path, check: check)
-        }
-    }
-}

@@ -86,14 +86,14 @@ import Testing
             let store = try copy.openData(SampleCopy.open)
             let image = try store.bytes(at: 0, count: Int(store.size))
             var found = blank(expected)
-            let runs = plan.dataRuns(at: copy.manifest.data.offset)
+            let reader = try copy.manifest.originals.map { _ in try copy.logReader(in: store) }
+            let map = try copy.map(reader)
+            let runs = plan.dataRuns(in: map)
             #expect(areDisjoint(runs))
             apply(runs, image, to: &found)
-            if let portion = copy.manifest.originals {
-                let reader = try copy.logReader(in: store)
+            if let reader {
                 let index = try reader.index()
-                let originals = plan.originals(
-                    plan.entries(of: index), geometry: reader.geometry, base: portion.offset)
+                let originals = plan.originals(in: map)
                 #expect(areDisjoint(originals.runs))
                 apply(originals.runs, image, to: &found)
                 zero(originals.zeros, in: &found)
@@ -185,14 +185,14 @@ import Testing
         let store = try SampleCopy.open(copy.dataLocation, true)
         let reader = try copy.logReader(in: store)
         let base = try #require(copy.manifest.originals?.offset)
-        let index = try reader.index()
-        let entry = try #require(index.entries.first { !$0.isZero })
+        let map = try copy.map(reader)
+        let entry = try #require(map.entries.first { !$0.isZero })
         let touching = RestorePlan(extents: [reader.geometry.range(of: entry.chunk)])
         let other = RestorePlan(
             extents: (0..<reader.geometry.chunkCount).filter { $0 != entry.chunk }.map(
                 reader.geometry.range(of:)))
         func check(_ plan: RestorePlan, slices: Bool) throws {
-            let originals = plan.originals(plan.entries(of: index), geometry: reader.geometry, base: base)
+            let originals = plan.originals(in: map)
             try copy.requireWhole(in: store, touching: plan, originals.entries, slices: slices)
         }
         let place = base + entry.position + 7

@@ -61,6 +61,24 @@ enum FileCalls {
         return removeByDescriptor(descriptor, name)
     }
 
+    /// Writes all of it.
+    static func write(
+        _ buffer: UnsafeRawBufferPointer, to descriptor: Int32, at offset: UInt64
+    ) throws(AgentError) {
+        var done = 0
+        while done < buffer.count {
+            let count = pwrite(
+                descriptor, buffer.baseAddress.map { $0 + done }, buffer.count - done, Int(offset) + done)
+            if count < 0, errno == EINTR { continue }
+            guard count > 0 else {
+                var error = AgentError.system(errno, doing: "writing", to: "a restored file")
+                if errno == ENOSPC || errno == EDQUOT { error.cause = .noSpace }
+                throw error
+            }
+            done += count
+        }
+    }
+
     /// dev_t as the C library encodes it.
     static func device(_ major: UInt32, _ minor: UInt32) -> dev_t {
         let (major, minor) = (UInt64(major), UInt64(minor))

@@ -102,8 +102,7 @@ public final class FileRestore {
     }
 
     private func begin(_ path: String) throws(AgentError) {
-        let found: TocEntry?
-        do throws(TocError) { found = try toc.resolve(path) } catch { throw AgentError(error) }
+        let found = try onToc { () throws(TocError) in try toc.resolve(path) }
         guard let entry = found else {
             return report.fail(
                 path, FileProblem("the table of contents lists no such path", status: .inputMissing))
@@ -116,18 +115,8 @@ public final class FileRestore {
         }
         // Directory by directory, with none but the names of one's entries in memory.
         while let (directory, entry) = waiting.popLast() {
-            var failure: AgentError?
-            do {
-                try toc.children(of: entry) { child in
-                    do throws(AgentError) { try place(child, in: directory) } catch {
-                        failure = error
-                        throw error
-                    }
-                }
-            } catch {
-                if let failure { throw failure }
-                if let error = error as? TocError { throw AgentError(error) }
-                throw AgentError(.io, doing: "reading the table of contents", to: "", because: "\(error)")
+            try goingThroughToc {
+                try toc.children(of: entry) { child in try place(child, in: directory) }
             }
         }
     }

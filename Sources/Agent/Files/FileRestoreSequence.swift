@@ -4,8 +4,9 @@ import TableOfContents
 
 /// What a restore of files is asked to do.
 public struct FileRestoreRequest: Sendable {
-    /// The copy's directory.
+    /// The copy's directory; or a backup: a file, a device, or `-` for standard input.
     public var copy: String
+    public var isBackup: Bool
     /// As ``TocDatabase/resolve(_:)-(String)`` takes them.
     public var paths: [String]
     /// Where they go; made where there is none.
@@ -18,10 +19,12 @@ public struct FileRestoreRequest: Sendable {
     public var credentials: InitiatorCredentials?
 
     public init(
-        copy: String, paths: [String], directory: String, force: Bool = false, checksSlices: Bool = false,
+        copy: String, isBackup: Bool = false, paths: [String], directory: String, force: Bool = false,
+        checksSlices: Bool = false,
         credentials: InitiatorCredentials? = nil
     ) {
         self.copy = copy
+        self.isBackup = isBackup
         self.paths = paths
         self.directory = directory
         self.force = force
@@ -56,75 +59,48 @@ public struct FileRestoreOutcome: Codable, Hashable, Sendable {
     }
 }
 
-/// Restores files out of a copy by its table of contents: only their extents are read, of the data and of the original
-/// images over them.
+/// Restores files out of a copy or a backup by its table of contents. Of a copy only their extents are read, of the data
+/// and of the original images over them. From a backup they have temporary names until all of it has passed and was as
+/// it should be.
 public final class FileRestoreSequence {
     private let request: FileRestoreRequest
-    private let world: Collaborators
-    private let cancellation: CancellationToken
-    private let observer: any SequenceObserver
-    private let started = MonotonicClock.now
+    private let context: RestoreContext
 
     public init(
         _ request: FileRestoreRequest, _ world: Collaborators, cancellation: CancellationToken,
         observer: any SequenceObserver
     ) {
         self.request = request
-        self.world = world
-        self.cancellation = cancellation
-        self.observer = observer
+        context = RestoreContext(world: world, cancellation: cancellation, observer: observer)
     }
 
     /// Runs it to its end. Called once. Files that failed alone are in the outcome.
     public func run() throws(AgentError) -> FileRestoreOutcome {
-        let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(request.copy) }
-        let toc = try Self.tableOfContents(of: copy)
-        let data = try RestoreSource(copy, world, request.credentials, cancellation)
-        defer { data.close() }
-        let mover = try world.fileMover(data, cancellation)
-        var before: UInt64 = 0
+        let origin = try context.open(request.copy, isBackup: request.isBackup, request.credentials)
+        defer { origin.close() }
+        let toc = try origin.tableOfContents()
         let restore = try FileRestore(
-            toc, to: request.directory, force: request.force, cancellation: cancellation
-        ) { [request, cancellation, observer] batch throws(AgentError) in
-            try mover.begin(batch)
-            let steps = data.steps(of: batch.plan)
-            try data.check(steps, slices: request.checksSlices, cancellation, observer)
-            try data.run(steps, by: mover, cancellation) { phase, done, _ throws(AgentError) in
-                observer.progress(SequenceProgress(phase: phase, done: before + done, total: 0))
-            }
-            before += batch.plan.bytes
+            toc, to: request.directory, force: request.force, batchFiles: origin.batchFiles,
+            cancellation: context.cancellation
+        ) { [request] batch throws(AgentError) in
+            try origin.fill(batch, checksSlices: request.checksSlices)
         }
         try restore.run(request.paths)
+        try origin.finish()
+        let manifest = origin.manifest
         return FileRestoreOutcome(
-            copy: copy.directory, directory: request.directory, volume: copy.manifest.volume.uuid,
-            instant: copy.manifest.epoch.institutedAt, bytesRead: data.bytesRead,
-            seconds: Double(MonotonicClock.now &- started) / 1e9, restored: restore.report)
+            copy: origin.name, directory: request.directory, volume: manifest.volume.uuid,
+            instant: manifest.epoch.institutedAt, bytesRead: origin.bytesRead, seconds: context.seconds,
+            restored: restore.report)
     }
 
     /// A copy's table of contents, which must be of this very copy.
     public static func tableOfContents(of copy: PhysicalCopy) throws(AgentError) -> TocDatabase {
-        let doing = "reading the table of contents of"
         guard let path = copy.tocPath else {
             throw AgentError(
-                .inputMissing, doing: doing, to: copy.directory, because: "it has none",
-                advice: "have it made with `outboard toc`")
+                .inputMissing, doing: "reading the table of contents of", to: copy.directory,
+                because: "it has none", advice: "have it made with `outboard toc`")
         }
-        return try tableOfContents(at: path, of: copy.manifest, in: copy.directory)
-    }
-
-    /// - Parameter name: of the copy or backup, for messages.
-    static func tableOfContents(
-        at path: String, of manifest: Manifest, in name: String
-    ) throws(AgentError) -> TocDatabase {
-        let toc: TocDatabase
-        do throws(TocError) { toc = try TocDatabase(path) } catch { throw AgentError(error) }
-        guard toc.info.volumeSize == manifest.volume.size,
-            toc.info.epoch.isEmpty || toc.info.epoch == manifest.epoch.uuid.lowercased()
-        else {
-            throw AgentError(
-                .corrupt, doing: "reading the table of contents of", to: name,
-                because: "it is of another copy", advice: "have it made anew with `outboard toc`")
-        }
-        return toc
+        return try openToc(at: path, of: copy.manifest, in: copy.directory)
     }
 }

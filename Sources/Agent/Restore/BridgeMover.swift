@@ -8,7 +8,8 @@ final class BridgeMover: RestoreMover {
     private let source: UnitDescription
     private let target: UnitDescription
     private let data: RestoreSource
-    private let writing: any BlockStore
+    /// The way of what segments cannot name.
+    private let relay: StoreMover
     private let rate: UInt64?
     private let cancellation: CancellationToken
     private let block: UInt64
@@ -30,7 +31,9 @@ final class BridgeMover: RestoreMover {
         self.rate = rate
         self.cancellation = cancellation
         block = UInt64(max(source.capacity.blockLength, target.capacity.blockLength))
-        writing = try copier.store(of: target, isCancelled: isStopped)
+        let store = try copier.store(of: target, isCancelled: isStopped)
+        let name = "unit \(target.number) of \(copier.name)"
+        relay = StoreMover(data, to: VolumeTarget(store, isBlank: false, named: name, cancellation))
     }
 
     func move(
@@ -47,10 +50,7 @@ final class BridgeMover: RestoreMover {
             done = whole.reduce(0) { $0 + $1.count }
             data.addRead(done)
         }
-        for run in rest {
-            try relay(run) { count throws(AgentError) in try progress(done + count) }
-            done += run.count
-        }
+        try relay.move(rest) { count throws(AgentError) in try progress(done + count) }
     }
 
     private func split(_ run: RestoreRun, _ whole: inout [CopyRun], _ rest: inout [RestoreRun]) {
@@ -69,34 +69,9 @@ final class BridgeMover: RestoreMover {
         }
     }
 
-    private func relay(
-        _ run: RestoreRun, progress: (UInt64) throws(AgentError) -> Void
-    ) throws(AgentError) {
-        let memory = ZeroedMemory(count: Int(min(run.count, UInt64(AgentLimits.relayBytes))))
-        var done: UInt64 = 0
-        while done < run.count {
-            let part = UnsafeMutableRawBufferPointer(
-                rebasing: memory.buffer.prefix(Int(min(run.count - done, UInt64(memory.count)))))
-            try onStore("reading the copy's data at", "\(run.source + done)") { () throws(StoreError) in
-                try data.store.read(at: run.source + done, into: part)
-            }
-            try onStore("writing to unit \(target.number) of", copier.name) { () throws(StoreError) in
-                try writing.write(UnsafeRawBufferPointer(part), at: run.offset + done, durable: false)
-            }
-            done += UInt64(part.count)
-            try progress(done)
-        }
+    func writeZeroes(_ range: ByteRange, of number: Int) throws(AgentError) {
+        try relay.writeZeroes(range, of: number)
     }
 
-    func writeZeroes(_ range: ByteRange, of target: Int) throws(AgentError) {
-        try onStore("writing zeros to unit \(self.target.number) of", copier.name) {
-            () throws(StoreError) in try writing.writeZeroes(range, options: [])
-        }
-    }
-
-    func flush() throws(AgentError) {
-        try onStore("flushing unit \(target.number) of", copier.name) { () throws(StoreError) in
-            try writing.flush()
-        }
-    }
+    func flush() throws(AgentError) { try relay.flush() }
 }

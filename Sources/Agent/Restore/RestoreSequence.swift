@@ -23,8 +23,9 @@ public struct RestoreUnit: Sendable {
 
 /// What a restore sequence is asked to do.
 public struct RestoreRequest: Sendable {
-    /// The copy's directory.
+    /// The copy's directory; or a backup: a file, a device, or `-` for standard input.
     public var copy: String
+    public var isBackup: Bool
     /// A file or block device; what it is called in messages, where it is a unit.
     public var destination: String
     /// A standing bridge's unit as destination.
@@ -43,11 +44,13 @@ public struct RestoreRequest: Sendable {
     public var credentials: InitiatorCredentials?
 
     public init(
-        copy: String, destination: String, unit: RestoreUnit? = nil, extents: [ByteRange]? = nil,
+        copy: String, isBackup: Bool = false, destination: String, unit: RestoreUnit? = nil,
+        extents: [ByteRange]? = nil,
         checksSlices: Bool = false, force: Bool = false, host: String? = nil, maximumRate: UInt64? = nil,
         credentials: InitiatorCredentials? = nil
     ) {
         self.copy = copy
+        self.isBackup = isBackup
         self.destination = destination
         self.unit = unit
         self.extents = extents
@@ -75,105 +78,46 @@ public struct RestoreOutcome: Codable, Hashable, Sendable {
     public var seconds: Double
 }
 
-/// The restore sequences of a volume or of extents of it, by a bridge: FIG. 7A for an append copy (the data, then the
-/// original images over them), 7B for one that is consistent as it stands. By a private bridge to a file or device of
-/// this machine, by a standing one to one of its units. It returns when all is flushed; a new file gets its name only
-/// then.
+/// Restores a volume, or extents of it, from a copy or a backup. It returns when all is flushed; a new file gets its
+/// name only then.
 public final class RestoreSequence {
     private let request: RestoreRequest
-    private let world: Collaborators
-    private let cancellation: CancellationToken
-    private let observer: any SequenceObserver
-    private let started = MonotonicClock.now
+    private let context: RestoreContext
 
     public init(
         _ request: RestoreRequest, _ world: Collaborators, cancellation: CancellationToken,
         observer: any SequenceObserver
     ) {
         self.request = request
-        self.world = world
-        self.cancellation = cancellation
-        self.observer = observer
+        context = RestoreContext(world: world, cancellation: cancellation, observer: observer)
     }
 
     /// Runs it to its end. Called once.
     public func run() throws(AgentError) -> RestoreOutcome {
-        let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(request.copy) }
-        let plan = try request.plan(of: copy.manifest.volume.size)
-        let data = try RestoreSource(copy, world, request.credentials, cancellation)
-        defer { data.close() }
-        let steps = data.steps(of: plan)
+        let origin = try context.open(request.copy, isBackup: request.isBackup, request.credentials)
+        defer { origin.close() }
+        let manifest = origin.manifest
+        let plan = try request.plan(of: manifest.volume.size)
         let site = try RestoreSite(
-            request, plan, taking: plan.bytes, volumeSize: copy.manifest.volume.size, from: data.path,
-            world: world, observer: observer)
+            request, plan, taking: origin.space(for: plan), volumeSize: manifest.volume.size,
+            from: origin.path, world: context.world, observer: context.observer)
         // The host of a live restore thaws before this process may end.
-        if site.isLive { cancellation.beginStandstill() }
-        defer { if site.isLive { cancellation.endStandstill() } }
+        if site.isLive { context.cancellation.beginStandstill() }
+        defer { if site.isLive { context.cancellation.endStandstill() } }
+        let originals: UInt64
         do throws(AgentError) {
-            try check(steps, of: data)
+            try origin.check(plan, request)
             try site.hold()
-            try restore(steps, of: data, to: site)
+            originals = try origin.restore(plan, request, to: site)
             try site.complete()
         } catch {
             site.giveUp()
-            throw site.reason(of: error, cancellation)
+            throw site.reason(of: error, context.cancellation)
         }
         return RestoreOutcome(
-            copy: copy.directory, destination: request.destination, volume: copy.manifest.volume.uuid,
-            instant: copy.manifest.epoch.institutedAt, bytes: plan.bytes, bytesRead: data.bytesRead,
-            originals: UInt64(steps.originals.entries.count),
-            seconds: Double(MonotonicClock.now &- started) / 1e9)
-    }
-
-    /// Before anything is written, and before a host is stopped: for a volume reads all of the copy and compares it
-    /// with its checksums; for extents what they touch.
-    private func check(_ steps: RestoreSteps, of data: RestoreSource) throws(AgentError) {
-        guard request.extents == nil else {
-            return try data.check(steps, slices: request.checksSlices, cancellation, observer)
-        }
-        let manifest = data.copy.manifest
-        let total = manifest.data.length + (manifest.originals?.length ?? 0)
-        var done: UInt64 = 0
-        try onCopy { () throws(CopyError) in
-            try data.copy.requireWhole(in: data.store) { count throws(CopyError) in
-                done += count
-                observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: total))
-                do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
-            }
-        }
-    }
-
-    private func restore(
-        _ steps: RestoreSteps, of data: RestoreSource, to site: RestoreSite
-    ) throws(AgentError) {
-        let isStopped: @Sendable () -> Bool = { [cancellation, isLost = site.isLost] in
-            cancellation.isCancelled || isLost()
-        }
-        let route = RestoreRoute(world, cancellation, isStopped: isStopped)
-        defer { route.end() }
-        if let unit = request.unit {
-            try route.find(to: unit, from: data)
-        } else {
-            try route.find(to: site, from: data)
-        }
-        guard let target = route.target, let source = route.source, let copier = route.copier else {
-            preconditionFailure("a route that leads nowhere")
-        }
-        let size = steps.plan.pieces.last?.volume.end ?? 0
-        guard target.size >= size, !target.isWriteProtected else {
-            throw AgentError(
-                target.isWriteProtected ? .notPermitted : .cannotCreate, doing: "restoring to",
-                to: request.destination, because: "it cannot be written, or is too small",
-                advice: "it must have at least \(size) bytes")
-        }
-        let mover = try BridgeMover(
-            copier, from: source, of: data, to: target, rate: request.maximumRate, cancellation,
-            isStopped: isStopped)
-        site.begin()
-        try data.run(steps, by: mover, cancellation) { phase, done, total throws(AgentError) in
-            try site.check()
-            observer.progress(SequenceProgress(phase: phase, done: done, total: total))
-        }
+            copy: origin.name, destination: request.destination, volume: manifest.volume.uuid,
+            instant: manifest.epoch.institutedAt, bytes: plan.bytes, bytesRead: origin.bytesRead,
+            originals: originals, seconds: context.seconds)
     }
 }
 

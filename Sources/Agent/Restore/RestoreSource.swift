@@ -23,7 +23,7 @@ public protocol RestoreMover: AnyObject {
 struct RestoreSteps {
     var plan: RestorePlan
     var data: [RestoreRun]
-    var originals = RestorePlan.Originals()
+    var originals: RestorePlan.Originals
 }
 
 /// A copy's data, opened to restore from: a file or device of this machine, or a standing bridge's unit. The one way
@@ -40,7 +40,9 @@ public final class RestoreSource {
     private let counted: CountingStore
     /// Where the slices begin that were found to be as they should.
     private var known: Set<UInt64> = []
-    private let log: (reader: LogReader, index: LogIndex)?
+    /// Of the original images, if there are any.
+    private let reader: LogReader?
+    private let map: VolumeMap
 
     /// Opens the data and reads the original-image portion's headers, every one checked.
     /// - Throws: 65 when they are not as the manifest says; 66, 69, 77 when they cannot be had.
@@ -72,13 +74,10 @@ public final class RestoreSource {
         let counted = CountingStore(opened)
         self.counted = counted
         do throws(AgentError) {
-            log = try onCopy { () throws(CopyError) in
+            (reader, map) = try onCopy { () throws(CopyError) in
                 let store = try copy.openData { _, _ in counted }
-                return try copy.manifest.originals == nil ? nil : copy.logReader(in: store)
-            }.map { reader throws(AgentError) in
-                try onLog("reading the original images of", copy.directory) { () throws(LogError) in
-                    (reader, try reader.index())
-                }
+                let reader = copy.manifest.originals == nil ? nil : try copy.logReader(in: store)
+                return (reader, try copy.map(reader))
             }
         } catch {
             remote?.bridge.end()
@@ -94,26 +93,21 @@ public final class RestoreSource {
 
     /// The volume as of the instant, read-only: merged where there are original images.
     public var volume: any BlockStore {
-        if let log { return MergedReader(data: counted, reader: log.reader, index: log.index) }
+        if let reader { return MergedReader(data: counted, reader: reader, map: map) }
         return PortionView(counted, copy.manifest.data.range)
     }
 
     public func close() { remote?.bridge.end() }
 
     func steps(of plan: RestorePlan) -> RestoreSteps {
-        var steps = RestoreSteps(plan: plan, data: plan.dataRuns(at: copy.manifest.data.offset))
-        if let log, let portion = copy.manifest.originals {
-            steps.originals = plan.originals(
-                plan.entries(of: log.index), geometry: log.reader.geometry, base: portion.offset)
-        }
-        return steps
+        RestoreSteps(plan: plan, data: plan.dataRuns(in: map), originals: plan.originals(in: map))
     }
 
     /// Looks at what the steps take before anything is written: each original image by its own CRC; with `slices`
     /// also the data portion's slices that they touch, whole.
     func check(
         _ steps: RestoreSteps, slices: Bool, _ cancellation: CancellationToken,
-        _ observer: any SequenceObserver
+        _ observer: (any SequenceObserver)? = nil
     ) throws(AgentError) {
         var done: UInt64 = 0
         do throws(CopyError) {
@@ -122,7 +116,7 @@ public final class RestoreSource {
                 isKnown: { !known.insert($0.offset).inserted },
                 progress: { count throws(CopyError) in
                     done += count
-                    observer.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))
+                    observer?.progress(SequenceProgress(phase: "checking the copy", done: done, total: 0))
                     do throws(AgentError) { try cancellation.check() } catch { throw error.copyError }
                 })
         } catch {

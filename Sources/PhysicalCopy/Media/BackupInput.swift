@@ -66,6 +66,18 @@ public final class BackupInput {
         memory = Self.memory(kind)
     }
 
+    /// As people name it.
+    /// - Parameter path: of a file or device; `-` is standard input.
+    public convenience init(
+        argument path: String, check: @escaping () throws(CopyError) -> Void
+    ) throws(CopyError) {
+        if path == "-" {
+            self.init(descriptor: STDIN_FILENO, name: "on standard input", check: check)
+        } else {
+            try self.init(path, check: check)
+        }
+    }
+
     deinit { if ownsDescriptor { close(descriptor) } }
 
     private static func memory(_ kind: Kind) -> ZeroedMemory {
