@@ -146,7 +146,7 @@ import Testing
         #expect(try volume.bytes(at: 8192, count: 1) == [2])
     }
 
-    @Test("Nobody will end an epoch that nobody holds: no write waits for it", .timeLimit(.minutes(1)))
+    @Test("Nobody will end an epoch that nobody holds: no write waits for it", .timeLimit(.minutes(4)))
     func aWriteWaitsOnlyForAnEpochThatIsHeld() throws {
         let settings = Fixture.settings(policy: .block, blockSeconds: 300)
         let (volume, _) = try volume(8192 + 8192, settings)
@@ -160,7 +160,7 @@ import Testing
         #expect(volume.epochStatus?.voidReason?.contains("full") == true)
     }
 
-    @Test(.timeLimit(.minutes(1))) func aWaitingWriteGoesOnWhenTheHolderIsGone() throws {
+    @Test(.timeLimit(.minutes(4))) func aWaitingWriteGoesOnWhenTheHolderIsGone() throws {
         let settings = Fixture.settings(policy: .block, blockSeconds: 300)
         let (volume, _) = try volume(8192 + 8192, settings)
         let holder = EpochHolder()
