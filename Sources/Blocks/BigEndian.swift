@@ -1,30 +1,34 @@
 /// Reads big-endian fields from foreign bytes, one after another; throws where they end too early.
+///
+/// Inlinable, like what else is generic here: unspecialized it took an eighth of the time of a table of contents.
 public struct BigEndianReader {
     /// The bytes ended before the field did.
     public struct Truncated: Error, Hashable { public init() {} }
 
-    private let bytes: UnsafeRawBufferPointer
+    @usableFromInline let bytes: UnsafeRawBufferPointer
+    @usableFromInline var place = 0
+
     /// Bytes read so far.
-    public private(set) var position = 0
+    @inlinable public var position: Int { place }
 
     /// - Parameter bytes: must outlive the reader.
-    public init(_ bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
+    @inlinable public init(_ bytes: UnsafeRawBufferPointer) { self.bytes = bytes }
 
-    public var remaining: Int { bytes.count - position }
+    @inlinable public var remaining: Int { bytes.count - place }
 
-    public mutating func integer<T: FixedWidthInteger>(_: T.Type = T.self) throws(Truncated) -> T {
+    @inlinable public mutating func integer<T: FixedWidthInteger>(_: T.Type = T.self) throws(Truncated) -> T {
         guard remaining >= MemoryLayout<T>.size else { throw Truncated() }
-        defer { position += MemoryLayout<T>.size }
-        return T(bigEndian: bytes.loadUnaligned(fromByteOffset: position, as: T.self))
+        defer { place += MemoryLayout<T>.size }
+        return T(bigEndian: bytes.loadUnaligned(fromByteOffset: place, as: T.self))
     }
 
-    public mutating func bytes(_ count: Int) throws(Truncated) -> UnsafeRawBufferPointer {
+    @inlinable public mutating func bytes(_ count: Int) throws(Truncated) -> UnsafeRawBufferPointer {
         guard count >= 0, remaining >= count else { throw Truncated() }
-        defer { position += count }
-        return UnsafeRawBufferPointer(rebasing: bytes[position..<position + count])
+        defer { place += count }
+        return UnsafeRawBufferPointer(rebasing: bytes[place..<place + count])
     }
 
-    public mutating func skip(_ count: Int) throws(Truncated) { _ = try bytes(count) }
+    @inlinable public mutating func skip(_ count: Int) throws(Truncated) { _ = try bytes(count) }
 }
 
 /// Appends big-endian fields.

@@ -72,7 +72,7 @@ public struct RecordDecoder {
                 }
                 frame = decoded
             } catch { throw Self.damaged("a frame of type \(kind) whose fields do not fit") }
-            isFinished = frame == .finished
+            isFinished = kind == .finished
             try body(frame)
             position = start + count
         }
