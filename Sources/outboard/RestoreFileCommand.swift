@@ -12,13 +12,14 @@ struct RestoreFileCommand: AsyncParsableCommand {
             Owner, group, mode, times to the nanosecond, extended attributes, access control lists and hard \
             links among what is restored are kept as far as the user may; a notice tells what could not be. \
             Set-user-ID and set-group-ID are kept only with owner and group. Holes stay holes. Alternate \
-            streams of NTFS become extended attributes user.NAME; one that is too long for that is restored \
-            by itself, as PATH:NAME.
+            streams of NTFS, of files and of directories, become extended attributes user.NAME; one that is \
+            too long for that is restored by itself, as PATH:NAME.
 
             A file has its name only when it is complete and flushed. What is there is refused, or replaced \
             with --force, file by file; directories that are there are used and stay as they are. Symbolic \
-            links below --to are never followed, and no name leads out of it. What cannot be restored is told, \
-            and everything else is restored nevertheless.
+            links below --to are never followed, and no name leads out of it. What cannot be restored is told \
+            with its reason (compressed and encrypted files of NTFS, for one, are not laid out as extents), and \
+            everything else is restored nevertheless; the exit status is not 0 then.
 
             Original images (`--mode append`) are compared with their checksums before they are used. Data have \
             checksums for large slices only; with --verify every slice that is touched is read whole and \

@@ -4,8 +4,8 @@ import Glibc
 /// What the file system's own driver shows of a mounted tree: a line for everything in it.
 ///
 /// `PATH kind=… size=… mode=… owner=… group=… links=… modified=S.N accessed=S.N blocks=…`, and as it applies
-/// `device=`, `target=`, `hash=`, `same=` (the first path of the same inode), `xattr:NAME=` (value or its SHA-256
-/// with its length). The hash is SHA-256 over the 4096-byte blocks that are not all zeros, each behind its number, and
+/// `device=`, `target=`, `hash=`, `same=` (the first path of the same inode), `xattr:NAME=` (the value after an `x`, or
+/// its length and sum). The hash is of the 4096-byte blocks that are not all zeros, each behind its number, and
 /// so is the same whether zeros are holes or not, and takes no time for holes.
 struct Listing {
     /// Names in the root that are left out.
@@ -70,7 +70,7 @@ struct Listing {
         }
         guard file >= 0 else { return "unreadable-\(errno)" }
         defer { close(file) }
-        var sum = SHA256()
+        var sum = ContentHash()
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: 256 << 10, alignment: 4096)
         defer { buffer.deallocate() }
         var place: off_t = 0
@@ -106,8 +106,8 @@ struct Listing {
             var value = [UInt8](repeating: 0, count: 128 << 10)
             let count = named(path) { path in named(name) { lgetxattr(path, $0, &value, value.count) } }
             guard count >= 0 else { return " xattr:\(encoded(name))=error-\(errno)" }
-            guard count > 64 else { return " xattr:\(encoded(name))=\(hexadecimal(Array(value[..<count])))" }
-            var sum = SHA256()
+            guard count > 64 else { return " xattr:\(encoded(name))=x\(hexadecimal(Array(value[..<count])))" }
+            var sum = ContentHash()
             sum.update(Array(value[..<count]))
             return " xattr:\(encoded(name))=\(count)-\(sum.finish())"
         }.joined()

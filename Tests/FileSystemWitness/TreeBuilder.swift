@@ -304,13 +304,23 @@ struct TreeBuilder {
         try set("user.of a directory", generator.bytes(2000), on: Array("directory".utf8), in: directory)
         let empty = try write("empty", count: 0, in: directory)
         try set("user.only", generator.bytes(9000), on: empty, in: directory)
+        // More attributes than an entry of the file table has room for.
+        let many = try write("many", count: 700, in: directory)
+        for index in 0..<40 {
+            try set("user.stream\(index)", generator.bytes(index * 37), on: many, in: directory)
+        }
+        // A reparse point as of a file that Windows itself compressed: tag, length, and what that filter keeps there.
+        let system = try write("system", count: 3000, in: directory)
+        let point: [UInt8] = [0x17, 0, 0, 0x80, 16, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+        try set("system.ntfs_reparse_data", point, on: system, in: directory)
         // A new file in a directory that is marked compressed (0x800) is compressed.
         let compressed = try directory.make("compressed")
         try set("system.ntfs_attrib", [0x10, 8, 0, 0], on: Array("compressed".utf8), in: directory)
         let file = try compressed.create(Array("text".utf8))
         defer { close(file) }
-        for line in 0..<8000 {
-            try append(Array("line \(line) of a text that compresses well\n".utf8), to: file)
+        let lines = (0..<8000).map { "line \($0) of a text that compresses well\n" }
+        for start in stride(from: 0, to: 8000, by: 400) {
+            try append(Array(lines[start..<start + 400].joined().utf8), to: file)
         }
     }
 

@@ -58,7 +58,8 @@ final class MountedVolume: Sendable {
         let before = try host.status().counters.writes
         let freeze = kind.freezes ? ["--freeze", mountPoint] : []
         let made = try Outboard.run(
-            ["copy", "--host", host.control, "--to", host.directory(name), "--mode", mode] + freeze + options)
+            ["copy", "--host", host.control, "--to", host.directory(name), "--mode", mode] + freeze + options,
+            seconds: 600)
         guard made.status == 0 else { throw TestFailure("\(made)") }
         guard try host.status().counters.writes > before else {
             throw TestFailure("nothing was written meanwhile")
@@ -101,6 +102,8 @@ enum Witness {
 
     @discardableResult
     static func run(_ arguments: [String]) throws -> ProgramResult {
-        try LoopMount.succeed(program, arguments)
+        let result = try runProgram(program, arguments, seconds: 600)
+        guard result.isSuccess else { throw TestFailure("\(result)") }
+        return result
     }
 }

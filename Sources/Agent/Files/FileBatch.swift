@@ -7,6 +7,13 @@ import TableOfContents
 /// filled and flushed. Their numbers are the targets of ``plan``; whoever applies that opens them by
 /// ``descriptor(of:)``.
 public final class FileBatch {
+    /// What an alternate stream belongs to.
+    enum Owner {
+        /// Another file of the batch.
+        case file(Int)
+        /// Of the restore's directories the one of that number.
+        case directory(Int)
+    }
     struct File {
         var directory: RestoreDirectory
         var name: [UInt8]
@@ -20,8 +27,8 @@ public final class FileBatch {
         /// Bytes that were written when it was made.
         var inlineBytes: UInt64 = 0
         var metadata: FileMetadata
-        /// What it is of another file of the batch: the alternate stream of that name.
-        var owner: (file: Int, stream: [UInt8])?
+        /// Of what it is the alternate stream of its name; nil: it is a file.
+        var owner: Owner?
         var problem: FileProblem?
 
         init(_ name: [UInt8], _ directory: RestoreDirectory, _ key: NodeKey, _ metadata: FileMetadata) {

@@ -61,7 +61,8 @@ public final class FileRestore {
     /// Those of which the batch has the first name.
     var awaited: Set<NodeKey> = []
     var waitingLinks: [(directory: RestoreDirectory, entry: TocEntry)] = []
-    private var finished: [(directory: RestoreDirectory, metadata: FileMetadata)] = []
+    /// Directories that get their metadata in the end.
+    var finished: [(directory: RestoreDirectory, metadata: FileMetadata)] = []
     private var waiting: [(directory: RestoreDirectory, entry: TocEntry)] = []
     private var seen: Set<NodeKey> = []
     private var temporaryNames = 0
@@ -178,6 +179,7 @@ public final class FileRestore {
                     directory,
                     FileMetadata(node: entry.node, attributes: attributes(of: key, directory.path(base)))
                 ))
+            addAlternates(of: key, toDirectory: finished.count - 1)
         }
         waiting.append((directory, entry))
     }

@@ -74,7 +74,9 @@ extension FileRestore {
             try addStream(
                 content, of: key, as: FileBatch.File(entry.name, directory, key, metadata))
             for stream in others {
-                try addAlternate(stream, of: key, to: first, in: directory, path(entry.name, in: directory))
+                try addAlternate(
+                    stream, of: key, to: .file(first), metadata, in: directory,
+                    path(entry.name, in: directory))
             }
         } catch {
             // What the batch has of it is taken away with it.
@@ -84,9 +86,25 @@ extension FileRestore {
         }
     }
 
+    /// Those of a directory that was made here.
+    func addAlternates(of key: NodeKey, toDirectory number: Int) {
+        let (directory, metadata) = finished[number]
+        let shown = directory.path(base)
+        do throws(FileProblem) {
+            let streams: [TocStream]
+            do throws(TocError) { streams = try toc.streams(of: key) } catch {
+                throw FileProblem("its streams: \(error)", status: .corrupt)
+            }
+            for stream in streams where stream.number != 0 {
+                try addAlternate(stream, of: key, to: .directory(number), metadata, in: directory, shown)
+            }
+        } catch { report.fail(shown, error) }
+    }
+
     /// A stream beside a file's content becomes an extended attribute, as ntfs-3g shows it.
     private func addAlternate(
-        _ stream: TocStream, of key: NodeKey, to owner: Int, in directory: RestoreDirectory, _ path: String
+        _ stream: TocStream, of key: NodeKey, to owner: FileBatch.Owner, _ metadata: FileMetadata,
+        in directory: RestoreDirectory, _ path: String
     ) throws(FileProblem) {
         let shown = "\(path):\(TocPath.escaped(stream.name))"
         switch stream.storage {
@@ -99,8 +117,8 @@ extension FileRestore {
                     "it has \(stream.size) bytes, more than an extended attribute takes; restore it by itself "
                         + "under this path, or get it by `outboard cat`"))
         case .extents, .inline:
-            var file = FileBatch.File(stream.name, directory, key, batch.files[owner].metadata)
-            file.owner = (owner, stream.name)
+            var file = FileBatch.File(stream.name, directory, key, metadata)
+            file.owner = owner
             try addStream(stream, of: key, as: file)
         }
     }
@@ -251,9 +269,11 @@ extension FileRestore {
         batch.removeTemporary(target)
         batch.files[target].temporary = []
         var shown = path(file.name, in: file.directory)
-        if let owner = file.owner {
-            shown =
-                path(batch.files[owner.file].name, in: file.directory) + ":" + TocPath.escaped(owner.stream)
+        switch file.owner {
+        case .file(let number):
+            shown = path(batch.files[number].name, in: file.directory) + ":" + TocPath.escaped(file.name)
+        case .directory: shown = file.directory.path(base) + ":" + TocPath.escaped(file.name)
+        case nil: break
         }
         report.fail(shown, problem)
     }
@@ -269,10 +289,13 @@ extension FileRestore {
                 guard pread(descriptor, &value, value.count, 0) == value.count else {
                     throw .system(errno, "reading it")
                 }
-                batch.files[owner.file].metadata.attributes.append(
-                    ExtendedAttribute(
-                        node: batch.files[target].key.address, name: Array("user.".utf8) + owner.stream,
-                        value: value))
+                let attribute = ExtendedAttribute(
+                    node: batch.files[target].key.address,
+                    name: Array("user.".utf8) + batch.files[target].name, value: value)
+                switch owner {
+                case .file(let number): batch.files[number].metadata.attributes.append(attribute)
+                case .directory(let number): finished[number].metadata.attributes.append(attribute)
+                }
                 batch.removeTemporary(target)
                 batch.files[target].temporary = []
             } catch { batch.files[target].problem = error }

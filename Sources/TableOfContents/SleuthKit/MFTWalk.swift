@@ -134,6 +134,7 @@ final class MFTWalk {
                 try telling.put(.name(FileName(parent: name.parent, name: name.name, node: node.address)))
             }
         }
+        if node.links == 0 { try telling.problem(node.address, "the entry has no name") }
     }
 
     /// Names of directories, of those that hang together with the root.
