@@ -105,10 +105,12 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     static func isCopy(_ path: String, _ action: String) throws(CopyError) -> Bool {
         let members: Set = [
             Manifest.fileName, "data.img", TocDescription.fileName, ".\(Manifest.fileName).new",
-            TableOfContentsFile.temporaryName,
         ]
         let names = try Files.names(in: path, action)
-        guard names.contains(Manifest.fileName), names.allSatisfy(members.contains) else { return false }
+        let draft = FileDraft.prefix(of: TocDescription.fileName)
+        guard names.contains(Manifest.fileName),
+            names.allSatisfy({ members.contains($0) || $0.hasPrefix(draft) })
+        else { return false }
         let bytes = try Files.read(
             path + "/" + Manifest.fileName, limit: CopyLimits.manifestBytes, action)
         return bytes.firstRange(of: Array(Manifest.formatName.utf8)) != nil

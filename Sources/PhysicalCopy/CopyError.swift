@@ -28,6 +28,8 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
     public var reason: String
     /// What to do next; may be empty.
     public var advice: String
+    /// Of a damaged backup: what and where.
+    public var finding: BackupFinding?
 
     public init(_ kind: Kind, _ action: String, _ reason: String, advice: String = "") {
         self.kind = kind

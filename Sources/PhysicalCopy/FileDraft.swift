@@ -17,7 +17,7 @@ public final class FileDraft {
         let slash = destination.lastIndex(of: "/")
         parent = slash.map { String(destination[...$0]) } ?? "./"
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
-        let prefix = ".\(name).partial-"
+        let prefix = Self.prefix(of: name)
         Self.clearLeftovers(prefix, in: parent)
         path = "\(parent)\(prefix)\(getpid())"
         unlink(path)
@@ -33,6 +33,9 @@ public final class FileDraft {
         }
         close(descriptor)
     }
+
+    /// What the temporary names of a file of that name begin with.
+    static func prefix(of name: String) -> String { ".\(name).partial-" }
 
     deinit { abandon() }
 

@@ -192,5 +192,24 @@ final class DirectoryLock: Sendable {
         }
     }
 
+    /// From now on it excludes all others. While it does not, it may exclude nobody.
+    /// - Returns: false when somebody else holds one.
+    func makeExclusive(_ directory: String, _ action: String) throws(CopyError) -> Bool {
+        if flock(descriptor, LOCK_EX | LOCK_NB) != 0 {
+            switch errno {
+            case EWOULDBLOCK, EINTR: return false
+            case ENOLCK, EOPNOTSUPP, ENOSYS, EINVAL: break
+            default: throw .system(errno, action)
+            }
+        }
+        var (own, there) = (stat(), stat())
+        guard fstat(descriptor, &own) == 0, stat(directory, &there) == 0, own.st_dev == there.st_dev,
+            own.st_ino == there.st_ino
+        else {
+            throw CopyError(.cannotCreate, action, "another directory was put in its place")
+        }
+        return true
+    }
+
     deinit { close(descriptor) }
 }

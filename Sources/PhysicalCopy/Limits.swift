@@ -12,6 +12,8 @@ public enum CopyLimits {
     public static let transferBytes = 4 << 20
     /// Findings after which `verify` stops listing: the copy is bad enough.
     public static let findings = 1_000
+    /// So long, seconds, a table of contents that was built waits until nobody else uses the copy.
+    public static let attachSeconds: UInt64 = 600
     /// The chunk sizes that a manifest may name, bytes; powers of two.
     public static let chunkSizes: ClosedRange<UInt64> = 4_096...(1 << 20)
     /// The largest volume that a manifest may name, bytes.

@@ -32,6 +32,10 @@ public final class PhysicalCopy: @unchecked Sendable {
                 .cannotCreate, action, "another process is using it", advice: "try again when that is over")
         }
         self.lock = lock
+        manifest = try Self.manifest(in: directory, action)
+    }
+
+    private static func manifest(in directory: String, _ action: String) throws(CopyError) -> Manifest {
         let file = directory + "/" + Manifest.fileName
         let bytes: [UInt8]
         do throws(CopyError) {
@@ -42,11 +46,26 @@ public final class PhysicalCopy: @unchecked Sendable {
                 .missing, action, "there is no \(Manifest.fileName) in it, so it is not a copy",
                 advice: "name the directory that `outboard copy --to` was given")
         }
-        do throws(Manifest.Malformed) { manifest = try Manifest(decoding: bytes) } catch {
+        do throws(Manifest.Malformed) { return try Manifest(decoding: bytes) } catch {
             throw CopyError(
                 .damaged, "read \(file)", error.reason, advice: "the copy cannot be trusted; take another one"
             )
         }
+    }
+
+    /// From now on it is open for ``Use/changing``, as soon as no other process has it open.
+    /// - Parameter waiting: called now and then while others have it; may throw to give up.
+    /// - Throws: also when it is another copy by now: nobody was kept from that meanwhile.
+    func takeForChanging(_ waiting: () throws(CopyError) -> Void) throws(CopyError) {
+        let action = "change the copy \(directory)"
+        while try !lock.makeExclusive(directory, action) { try waiting() }
+        let now = try Self.manifest(in: directory, action)
+        guard now.epoch.uuid == manifest.epoch.uuid, now.volume == manifest.volume else {
+            throw CopyError(
+                .cannotCreate, action, "it was replaced meanwhile",
+                advice: "try again with the one that is there")
+        }
+        manifest = now
     }
 
     /// Where the bytes lie: `.path` or `.unit`.

@@ -4,9 +4,6 @@ import Glibc
 /// The table of contents as a file of a copy: what it sums to, and how it gets there. What is in it is the module
 /// TableOfContents' business.
 public enum TableOfContentsFile {
-    /// Where the next one is made, in the copy's directory.
-    public static let temporaryName = ".\(TocDescription.fileName).new"
-
     /// Reads a finished file.
     /// - Parameter progress: told the bytes read since it was told last; may throw to stop.
     public static func describe(
@@ -49,21 +46,27 @@ extension PhysicalCopy {
     /// The table of contents' path; nil: there is none.
     public var tocPath: String? { manifest.toc.map { directory + "/" + $0.name } }
 
-    /// Makes the finished file at ``TableOfContentsFile/temporaryName`` the copy's table of contents, in place of the
-    /// one that there is. Killed at any point, the manifest never names a file that is not there or another one.
-    /// - Precondition: opened for ``Use/changing``.
-    public func attachToc(progress: (UInt64) throws(CopyError) -> Void = { _ in }) throws(CopyError) {
-        let temporary = directory + "/" + TableOfContentsFile.temporaryName
-        let description = try TableOfContentsFile.describe(temporary, progress: progress)
-        try Files.synchronize(temporary)
+    /// Where another table of contents is made while the copy is read by whoever likes, one for each maker.
+    public func tocDraft() throws(CopyError) -> FileDraft {
+        try FileDraft(for: directory + "/" + TocDescription.fileName)
+    }
+
+    /// Makes a finished file the copy's table of contents, in place of the one that there is. Killed at any point, the
+    /// manifest never names a file that is not there or another one. It is read before, and then the copy is taken for
+    /// changing until it is there.
+    /// - Parameter waiting: called now and then while others use the copy; may throw to give up.
+    public func attachToc(
+        _ draft: FileDraft, waiting: () throws(CopyError) -> Void = {}
+    ) throws(CopyError) {
+        let description = try TableOfContentsFile.describe(draft.path)
+        try Files.synchronize(draft.path)
+        try takeForChanging(waiting)
         var next = manifest
         if manifest.toc != nil {
             next.toc = nil
             try replaceManifest(next)
         }
-        let path = directory + "/" + description.name
-        guard rename(temporary, path) == 0 else { throw .system(errno, "place \(path)") }
-        try Files.synchronize(directory)
+        try draft.commit(replacing: true)
         next.toc = description
         try replaceManifest(next)
     }

@@ -104,10 +104,13 @@ struct BackupCommand: AsyncParsableCommand {
         let copy = try PhysicalCopy(copy)
         let opener = try data.opener(of: copy)
         let record = Int(blocking.bytes)
+        func check() throws(CopyError) { try stop.check() }
         let output =
             isToStandardOutput
-            ? BackupOutput(descriptor: STDOUT_FILENO, name: "on standard output", recordBytes: record)
-            : try BackupOutput(to, recordBytes: record, force: force, backingUp: copy)
+            ? BackupOutput(
+                descriptor: STDOUT_FILENO, name: "on standard output", recordBytes: record, check: check)
+            : try BackupOutput(
+                to, recordBytes: record, force: force, backingUp: copy, check: check)
         let bar = ProgressBar()
         defer { bar.clear() }
         let total = copy.backupBytes(integrated: integrated)

@@ -38,7 +38,7 @@ struct CatCommand: AsyncParsableCommand {
                 PhysicalCopy.opened(directory), world, credentials, cancellation)
             defer { source.close() }
             let toc = try FileRestoreSequence.tableOfContents(of: source.copy)
-            let output = StandardOutput()
+            let output = StandardOutput(cancellation)
             let content = try FileContent(path, in: toc, of: source)
             do throws(AgentError) {
                 try content.read(cancellation) { part throws(AgentError) in
@@ -70,8 +70,11 @@ private final class StandardOutput {
     private let skips: Bool
     private var pending = false
     private let zeros = ZeroedMemory(count: 1 << 20)
+    private let stream = StreamOutput(STDOUT_FILENO)
+    private let cancellation: CancellationToken
 
-    init() {
+    init(_ cancellation: CancellationToken) {
+        self.cancellation = cancellation
         var status = stat()
         let flags = fcntl(STDOUT_FILENO, F_GETFL)
         skips =
@@ -80,18 +83,8 @@ private final class StandardOutput {
     }
 
     func write(_ bytes: UnsafeRawBufferPointer) throws(AgentError) {
-        var rest = bytes
-        while !rest.isEmpty {
-            let count = Glibc.write(STDOUT_FILENO, rest.baseAddress, rest.count)
-            if count > 0 {
-                rest = UnsafeRawBufferPointer(rebasing: rest[count...])
-            } else if count < 0, errno == EAGAIN {
-                var poll = pollfd(fd: STDOUT_FILENO, events: Int16(POLLOUT), revents: 0)
-                _ = Glibc.poll(&poll, 1, 100)
-            } else if count == 0 || errno != EINTR {
-                throw Self.failure(errno)
-            }
-        }
+        let number = try stream.write(bytes) { () throws(AgentError) in try cancellation.check() }
+        guard number == 0 else { throw Self.failure(number) }
         pending = false
     }
 

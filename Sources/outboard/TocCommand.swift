@@ -2,6 +2,7 @@ import Agent
 import ArgumentParser
 import Blocks
 import Foundation
+import Glibc
 import PhysicalCopy
 import TableOfContents
 
@@ -16,6 +17,9 @@ struct TocCommand: AsyncParsableCommand {
             Each file system is read in a process of its own: one that is damaged is listed as far as it can be read, \
             and what could not be is told by --problems. Files of ext2, ext3, ext4, XFS, NTFS, FAT, exFAT, HFS+ and ISO \
             9660 are listed; others are copied and restored whole.
+
+            The copy can be read meanwhile. When all is listed nobody else may have it for a moment: for that it waits \
+            up to ten minutes.
 
             SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Then the copy is as it was.
 
@@ -41,28 +45,17 @@ struct TocCommand: AsyncParsableCommand {
 
     func run() async throws {
         if problems { return try printProblems() }
-        let copy = try PhysicalCopy(copy, for: .changing)
+        let copy = try PhysicalCopy(copy)
         let store = try copy.openVolume(data.opener(of: copy))
         let service = try await StoreService.start(
             store, description: "a copy whose table of contents is built", logger: Console.logger("toc"))
         let result: Result<TocBuild.Summary, any Error>
         do { result = .success(try await build(copy, service)) } catch { result = .failure(error) }
         await service.stop()
-        let summary = try result.get()
-        do throws(CopyError) { try copy.attachToc() } catch {
-            // What is left over has a name that says so, and the next one takes its place.
-            unlink(Self.temporary(copy))
-            throw error
-        }
-        try report(copy, summary)
-    }
-
-    private static func temporary(_ copy: PhysicalCopy) -> String {
-        copy.directory + "/" + TableOfContentsFile.temporaryName
+        try report(copy, try result.get())
     }
 
     private func build(_ copy: PhysicalCopy, _ service: StoreService) async throws -> TocBuild.Summary {
-        let path = Self.temporary(copy)
         let manifest = copy.manifest
         let info = TocInfo(
             tool: "outboard \(toolVersion)", volume: manifest.volume.uuid.lowercased(),
@@ -70,13 +63,44 @@ struct TocCommand: AsyncParsableCommand {
             instant: manifest.epoch.institutedAt)
         let uri = service.uri
         return try await Sequences.run("toc") { _, cancellation, observer throws(AgentError) in
-            try TocBuild.run(
-                nbd: uri, executable: Sequences.executable, into: path, info: info, cancellation: cancellation
+            let draft: FileDraft
+            do throws(CopyError) { draft = try copy.tocDraft() } catch { throw AgentError(error) }
+            let summary = try TocBuild.run(
+                nbd: uri, executable: Sequences.executable, into: draft.path, info: info,
+                cancellation: cancellation
             ) { counts in
                 observer.progress(
                     SequenceProgress(phase: "listing: \(counts.names) names", done: 0, total: 0))
             }
+            try Self.attach(draft, to: copy, cancellation, observer)
+            return summary
         }
+    }
+
+    /// Readers go on while it is built, but not while it takes the other one's place.
+    private static func attach(
+        _ draft: FileDraft, to copy: PhysicalCopy, _ cancellation: CancellationToken,
+        _ observer: any SequenceObserver
+    ) throws(AgentError) {
+        var deadline: UInt64?
+        do throws(CopyError) {
+            try copy.attachToc(draft) { () throws(CopyError) in
+                if deadline == nil {
+                    observer.notice("it is built; waiting until nobody else uses the copy")
+                }
+                let end = deadline ?? MonotonicClock.now + CopyLimits.attachSeconds * 1_000_000_000
+                deadline = end
+                guard MonotonicClock.now < end else {
+                    throw CopyError(
+                        .cannotCreate, "put the table of contents into \(copy.directory)",
+                        "others still use the copy", advice: "try again when that is over")
+                }
+                guard !cancellation.isCancelled else {
+                    throw CopyError(.cancelled, "go on", "it was asked to stop", advice: "run it again")
+                }
+                usleep(100_000)
+            }
+        } catch { throw AgentError(error) }
     }
 
     private struct Output: Encodable {

@@ -52,7 +52,9 @@ struct VerifyCommand: ParsableCommand {
     private func verifyCopy(_ directory: String) throws {
         let copy = try PhysicalCopy(directory)
         let bar = ProgressBar()
-        let total = copy.manifest.data.length + (copy.manifest.originals?.length ?? 0)
+        let manifest = copy.manifest
+        let total =
+            manifest.data.length + (manifest.originals?.length ?? 0) + (manifest.toc?.length ?? 0)
         var done: UInt64 = 0
         defer { bar.clear() }
         let report = try copy.verify(data.opener(of: copy)) { more throws(CopyError) in
@@ -101,18 +103,24 @@ struct VerifyCommand: ParsableCommand {
         let bar = ProgressBar()
         defer { bar.clear() }
         var findings: [BackupFinding] = []
-        let reader = try BackupReader(input) { finding throws(CopyError) in findings.append(finding) }
+        var reader: BackupReader?
         var streamBytes: UInt64 = 0
         var failure: CopyError?
         do throws(CopyError) {
+            let opened = try BackupReader(input) { finding throws(CopyError) in findings.append(finding) }
+            reader = opened
+            let total = opened.dataBytes + (opened.manifest.toc?.length ?? 0)
             var done: UInt64 = 0
-            _ = try reader.readToc()
-            try reader.readData { more throws(CopyError) in
+            func tell(_ more: UInt64) {
                 done += more
-                bar.update(phase: "verify", done: done, total: reader.dataBytes)
+                bar.update(phase: "verify", done: done, total: total)
+            }
+            _ = try opened.readToc { bytes throws(CopyError) in tell(UInt64(bytes.count)) }
+            try opened.readData { more throws(CopyError) in
+                tell(more)
             } to: { _, _ throws(CopyError) in
             }
-            streamBytes = try reader.finish()
+            streamBytes = try opened.finish()
         } catch {
             // Damage that ends the reading is told after what was found before it.
             guard error.kind == .damaged else { throw error }
@@ -123,8 +131,9 @@ struct VerifyCommand: ParsableCommand {
         if json {
             try Console.print(
                 json: BackupOutput(
-                    backup: path, ok: isClean, streamBytes: streamBytes, bytes: reader.dataBytes,
-                    originals: reader.originals, findings: findings))
+                    backup: path, ok: isClean, streamBytes: streamBytes, bytes: reader?.dataBytes ?? 0,
+                    originals: reader?.originals ?? 0,
+                    findings: findings + (failure.map { [BackupFinding($0)] } ?? [])))
         }
         for finding in findings { Console.complain("\(path): \(finding)") }
         if let failure { throw failure }
@@ -136,8 +145,8 @@ struct VerifyCommand: ParsableCommand {
         }
         if !json {
             Console.print(
-                "verified \(path): \(ByteCount(streamBytes).rounded) with \(ByteCount(reader.dataBytes).rounded) "
-                    + "of data, \(reader.originals) originals")
+                "verified \(path): \(ByteCount(streamBytes).rounded) with \(ByteCount(reader?.dataBytes ?? 0).rounded) "
+                    + "of data, \(reader?.originals ?? 0) originals")
         }
     }
 }

@@ -105,7 +105,7 @@ private final class SparseStore: BlockStore {
         force: Bool = false, _ opener: DataOpener = SampleCopy.open
     ) throws -> BackupSummary {
         let copy = try PhysicalCopy(directory)
-        let output = try BackupOutput(path, recordBytes: recordBytes, force: force, backingUp: copy)
+        let output = try BackupOutput(path, recordBytes: recordBytes, force: force, backingUp: copy) {}
         return try copy.backUp(to: output, integrated: integrated, tool: "test 1", opener)
     }
 

@@ -13,10 +13,15 @@ final class CraftedCopy {
     let volume: [UInt8]
     private var records: [VolumeRecord] = []
     private var nextNode: UInt64 = 100
+    /// The standing bridge on whose unit its data lie.
+    let bridge: BridgeProcess?
     static let root: UInt64 = 2
 
-    /// - Parameter mode: with `append` most of the volume's first part has original images.
-    init(mode: String, size: Int = 8 << 20) throws {
+    /// - Parameters:
+    ///   - mode: with `append` most of the volume's first part has original images.
+    ///   - isOnUnit: its data lie on a standing bridge's unit.
+    ///   - originals: about so many original images; nil: 24 of 64 KiB.
+    init(mode: String, size: Int = 8 << 20, isOnUnit: Bool = false, originals: Int? = nil) throws {
         scratch = try ScratchDirectory()
         let source = scratch("volume.img")
         try makePatternFile(source, count: size)
@@ -26,13 +31,29 @@ final class CraftedCopy {
         try handle.write(contentsOf: Data(count: 256 << 10))
         try handle.close()
         volume = Array(try contents(source))
-        let host = try HostProcess(scratch)
+        let host = try HostProcess(
+            scratch, options: originals == nil ? [] : ["--chunk-size", "4KiB", "--cache-size", "96MiB"])
         copy = scratch("copy")
-        let made = try Outboard.run([
-            "copy", "--host", host.control, "--to", copy, "--mode", mode, "--no-toc",
-            // Overwritten after the instant: there are originals.
-            "--post-thaw", "dd if=/dev/urandom bs=64k count=24 status=none | nbdcopy -- - '\(host.uri)'",
-        ])
+        var options: [String] = []
+        if isOnUnit {
+            try makeSparseFile(scratch("unit"), size: UInt64(size) + 64 << 20)
+            let made = try BridgeProcess(
+                units: ["0=\(host.source),ro", "1=\(host.cache),ro", "2=\(scratch("unit"))"])
+            options = ["--bridge", made.uri, "--source-unit", "0", "--cache-unit", "1", "--copy-unit", "2"]
+            bridge = made
+        } else {
+            bridge = nil
+        }
+        let noise = scratch("noise")
+        let count = originals ?? 24
+        let made = try Outboard.run(
+            [
+                "copy", "--host", host.control, "--to", copy, "--mode", mode, "--no-toc",
+                // Overwritten after the instant: there are originals.
+                "--post-thaw",
+                "dd if=/dev/urandom of='\(noise)' bs=\(originals == nil ? "64k" : "4k") count=\(count) status=none && "
+                    + "nbdcopy --connections=4 --requests=32 '\(noise)' '\(host.uri)'",
+            ] + options)
         guard made.isSuccess else { throw TestFailure("\(made)") }
         host.stop()
         records.append(
@@ -118,18 +139,17 @@ final class CraftedCopy {
 
     /// Makes the table of contents. Called once.
     func finish() throws {
-        let copy = try PhysicalCopy(copy, for: .changing)
+        let copy = try PhysicalCopy(copy)
+        let draft = try copy.tocDraft()
         let manifest = copy.manifest
         let info = TocInfo(
             tool: "test", volume: manifest.volume.uuid.lowercased(), volumeSize: manifest.volume.size,
             epoch: manifest.epoch.uuid.lowercased(), instant: manifest.epoch.institutedAt)
-        try TocBuilder.build(
-            at: copy.directory + "/" + TableOfContentsFile.temporaryName, info: info
-        ) { [records] builder throws(TocError) in
+        try TocBuilder.build(at: draft.path, info: info) { [records] builder throws(TocError) in
             for record in records { try builder.put(record) }
             try builder.put(.end)
         }
-        try copy.attachToc()
+        try copy.attachToc(draft)
     }
 
     func restore(_ paths: [String] = ["/"], to name: String, _ options: [String] = []) throws -> ProgramResult

@@ -61,6 +61,23 @@ enum FileCalls {
         return removeByDescriptor(descriptor, name)
     }
 
+    /// The names in a directory, `.` and `..` among them, as far as they can be read.
+    static func forEachName(in directory: Int32, _ body: (UnsafeRawBufferPointer.SubSequence) -> Void) {
+        // A position of its own.
+        let own = openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard own >= 0 else { return }
+        guard let stream = fdopendir(own) else {
+            close(own)
+            return
+        }
+        defer { closedir(stream) }
+        while let entry = readdir(stream) {
+            withUnsafeBytes(of: &entry.pointee.d_name) { bytes in
+                body(bytes.prefix { $0 != 0 })
+            }
+        }
+    }
+
     /// Writes all of it.
     static func write(
         _ buffer: UnsafeRawBufferPointer, to descriptor: Int32, at offset: UInt64

@@ -66,23 +66,30 @@ public final class FileRestore {
     private var waiting: [(directory: RestoreDirectory, entry: TocEntry)] = []
     private var seen: Set<NodeKey> = []
     private var temporaryNames = 0
-    private let token = UInt32.random(in: 0...UInt32.max)
+    /// For want of a record.
+    private let token = String(UInt64.random(in: 0...UInt64.max), radix: 16)
+    /// While it runs.
+    private var record: RestoreRecord?
+    private let notice: (String) -> Void
 
     /// Opens the directory, or makes it.
     /// - Parameters:
     ///   - force: replace files that are there.
     ///   - batchFiles: as many files are filled at once; `Int.max`: all, for what passes by but once.
+    ///   - notice: told what people should know though nothing failed.
     ///   - move: applies ``FileBatch/plan`` to the files, or throws. When it has thrown for several files it is called
     ///     again for each alone, unless it was for want of space or because it is to stop.
     public init(
         _ toc: TocDatabase, to directory: String, force: Bool, batchFiles: Int = AgentLimits.batchFiles,
-        cancellation: CancellationToken, move: @escaping (FileBatch) throws(AgentError) -> Void
+        cancellation: CancellationToken, notice: @escaping (String) -> Void = { _ in },
+        move: @escaping (FileBatch) throws(AgentError) -> Void
     ) throws(AgentError) {
         self.toc = toc
         base = directory
         self.force = force
         self.batchFiles = batchFiles
         self.cancellation = cancellation
+        self.notice = notice
         self.move = move
         directories = try RestoreDirectories(directory)
         batch = FileBatch(directories)
@@ -92,13 +99,31 @@ public final class FileRestore {
     /// return all is flushed. What fails alone is in ``report``.
     /// - Throws: what ends it all; then what was not complete is not there.
     public func run(_ paths: [String]) throws(AgentError) {
+        try beginRecord()
         do throws(AgentError) {
             for path in paths { try begin(path) }
             try fillBatch()
-            finishDirectories()
         } catch {
             for target in batch.files.indices { batch.removeTemporary(target) }
+            record?.end()
             throw error
+        }
+        // Before the directories get their times.
+        record?.end()
+        finishDirectories()
+    }
+
+    private func beginRecord() throws(AgentError) {
+        let cleared = RestoreRecord.clear(in: directories.topDescriptor)
+        if cleared > 0 {
+            notice(
+                "cleared \(cleared) temporary \(cleared == 1 ? "file" : "files") that a restore which was killed had "
+                    + "left in \(base)")
+        }
+        do throws(FileProblem) { record = try RestoreRecord(in: directories.topDescriptor) } catch {
+            throw AgentError(
+                error.status, doing: "restoring to", to: base, because: error.reason,
+                cause: error.isNoSpace ? .noSpace : nil)
         }
     }
 
@@ -200,11 +225,11 @@ public final class FileRestore {
         return true
     }
 
-    /// A name that nothing has, in a directory of ours.
-    func temporaryName() -> [CChar] {
+    /// A name that nothing has, for something that is made there now.
+    func temporaryName(in directory: RestoreDirectory) throws(FileProblem) -> [CChar] {
+        try record?.note(directory)
         temporaryNames += 1
-        let digits = String(token, radix: 16)
-        return Array(".outboard-\(digits)-\(temporaryNames).partial".utf8CString)
+        return Array(".outboard-\(record?.token ?? token)-\(temporaryNames).partial".utf8CString)
     }
 
     // MARK: Batches

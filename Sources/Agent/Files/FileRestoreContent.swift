@@ -13,7 +13,7 @@ extension FileRestore {
             guard errno == ENOENT else { throw .system(errno, "looking whether it is there") }
             return
         }
-        if made.contains(FileIdentity(status)) { throw .collision }
+        if made.contains(FileIdentity(status)) || directory.hasGiven(name, descriptor) { throw .collision }
         guard force else { throw .exists }
         guard status.st_mode & S_IFMT != S_IFDIR else {
             throw FileProblem("there is a directory of its name")
@@ -36,17 +36,33 @@ extension FileRestore {
                 throw .system(errno, "naming it")
             }
         } else if FileCalls.rename(in: descriptor, temporary, final, flags: FileCalls.noReplace) != 0 {
-            // A file system without such a rename may have hard links, which do not replace anything either.
-            if errno == EINVAL || errno == ENOSYS {
-                guard linkat(descriptor, temporary, descriptor, final, 0) == 0 else {
-                    throw errno == EEXIST ? .exists : .system(errno, "naming it")
-                }
-                unlinkat(descriptor, temporary, 0)
-            } else {
+            guard errno == EINVAL || errno == ENOSYS else {
                 throw errno == EEXIST ? .exists : .system(errno, "naming it")
             }
+            try placeWithoutReplacing(temporary, as: final, in: descriptor)
         }
         made.insert(identity)
+        directory.give(name)
+    }
+
+    /// For a file system without a rename that replaces nothing. It may have hard links, which replace nothing either;
+    /// or else a file is made that is ours to be replaced.
+    private func placeWithoutReplacing(
+        _ temporary: [CChar], as final: [CChar], in descriptor: Int32
+    ) throws(FileProblem) {
+        if linkat(descriptor, temporary, descriptor, final, 0) == 0 {
+            unlinkat(descriptor, temporary, 0)
+            return
+        }
+        guard errno != EEXIST else { throw .exists }
+        let own = openat(descriptor, final, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
+        guard own >= 0 else { throw errno == EEXIST ? .exists : .system(errno, "naming it") }
+        close(own)
+        guard renameat(descriptor, temporary, descriptor, final) == 0 else {
+            let number = errno
+            unlinkat(descriptor, final, 0)
+            throw .system(number, "naming it")
+        }
     }
 
     // MARK: Files
@@ -148,7 +164,7 @@ extension FileRestore {
         }
         // Whole blocks are read past the page cache: the last one is cut off in the end.
         file.room = max(size, pieces.map { $0.offset + $0.volume.count }.max() ?? 0)
-        file.temporary = temporaryName()
+        file.temporary = try temporaryName(in: file.directory)
         let descriptor = openat(
             try directories.descriptor(of: file.directory), file.temporary,
             O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0o600)
@@ -306,7 +322,7 @@ extension FileRestore {
 
     func makeSpecial(_ entry: TocEntry, in directory: RestoreDirectory) throws(FileProblem) {
         try requireFree(entry.name, in: directory)
-        let temporary = temporaryName()
+        let temporary = try temporaryName(in: directory)
         let descriptor = try directories.descriptor(of: directory)
         let node = entry.node
         if node.kind == .symbolicLink {
@@ -357,7 +373,7 @@ extension FileRestore {
                 throw FileProblem("the file of which it is another name was not restored", status: .io)
             }
             try requireFree(entry.name, in: directory)
-            let temporary = temporaryName()
+            let temporary = try temporaryName(in: directory)
             // Two directories: the first descriptor is valid until the next is asked for.
             let source = dup(try directories.descriptor(of: first.directory))
             guard source >= 0 else { throw .system(errno, "linking it") }

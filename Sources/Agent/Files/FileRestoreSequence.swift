@@ -81,7 +81,7 @@ public final class FileRestoreSequence {
         let toc = try origin.tableOfContents()
         let restore = try FileRestore(
             toc, to: request.directory, force: request.force, batchFiles: origin.batchFiles,
-            cancellation: context.cancellation
+            cancellation: context.cancellation, notice: context.observer.notice
         ) { [request] batch throws(AgentError) in
             try origin.fill(batch, checksSlices: request.checksSlices)
         }

@@ -23,6 +23,9 @@ final class RestoreDirectory {
     let isNew: Bool
     /// From the directory that is restored to.
     let depth: Int
+    /// Hashes of the names that this restore has given here, and of these without regard to case: numbers of inodes do
+    /// not tell what is ours where the system forgets them (FAT, FUSE).
+    private var given: Set<Int> = []
 
     init(_ name: [UInt8], in parent: RestoreDirectory?, _ identity: FileIdentity, isNew: Bool) {
         self.name = name
@@ -30,6 +33,43 @@ final class RestoreDirectory {
         self.identity = identity
         self.isNew = isNew
         depth = (parent?.depth ?? -1) + 1
+    }
+
+    private static func hash(_ name: [UInt8]) -> Int {
+        var hasher = Hasher()
+        hasher.combine(0)
+        hasher.combine(name)
+        return hasher.finalize()
+    }
+
+    /// Canonically equivalent names have the same, too.
+    private static func foldedHash(_ name: [UInt8]) -> Int {
+        var hasher = Hasher()
+        hasher.combine(1)
+        hasher.combine(String(decoding: name, as: UTF8.self).lowercased())
+        return hasher.finalize()
+    }
+
+    /// The restore has given this name.
+    func give(_ name: [UInt8]) {
+        given.insert(Self.hash(name))
+        given.insert(Self.foldedHash(name))
+    }
+
+    /// Of a name that leads to something here: whether that got its name, or another that is the same to the file
+    /// system, by this restore.
+    /// - Parameter descriptor: of the directory.
+    func hasGiven(_ name: [UInt8], _ descriptor: Int32) -> Bool {
+        if given.contains(Self.hash(name)) { return true }
+        guard given.contains(Self.foldedHash(name)) else { return false }
+        // Another case was given. Where that is another name, this one is listed, too.
+        return !Self.isListed(name, in: descriptor)
+    }
+
+    private static func isListed(_ name: [UInt8], in descriptor: Int32) -> Bool {
+        var isListed = false
+        FileCalls.forEachName(in: descriptor) { if $0.elementsEqual(name) { isListed = true } }
+        return isListed
     }
 
     /// As `base` would have it.
@@ -45,7 +85,7 @@ final class RestoreDirectory {
 /// no symbolic link is followed; and what is opened must be the very directory that was made, or found, before.
 final class RestoreDirectories {
     let top: RestoreDirectory
-    private let topDescriptor: Int32
+    let topDescriptor: Int32
     /// Some that were opened last, and when.
     private var open: [ObjectIdentifier: (descriptor: Int32, used: UInt64)] = [:]
     private var uses: UInt64 = 0
@@ -163,7 +203,10 @@ final class RestoreDirectories {
         var status = stat()
         guard fstat(descriptor, &status) == 0 else { throw .system(errno, "looking at it") }
         let identity = FileIdentity(status)
-        guard isNew || !made.contains(identity) else { throw .collision }
+        guard isNew || !made.contains(identity) && !parent.hasGiven(name, above) else {
+            throw .collision
+        }
+        parent.give(name)
         return RestoreDirectory(name, in: parent, identity, isNew: isNew)
     }
 }

@@ -15,6 +15,9 @@ public final class BackupOutput {
     public let recordBytes: Int
     private let descriptor: Int32
     private let ownsDescriptor: Bool
+    private let stream: StreamOutput
+    /// Asked again and again; throws to stop.
+    private let check: () throws(CopyError) -> Void
     private let place: Place
     private let record: ZeroedMemory
     private var filled = 0
@@ -29,9 +32,12 @@ public final class BackupOutput {
     ///   - recordBytes: within ``MediaLimits/recordBytes``, a multiple of 512.
     ///   - force: a file or block device that is there is overwritten.
     ///   - copy: what must not be overwritten.
+    ///   - check: called before each write, and while a pipe's reader is waited for; throws to stop.
     public init(
-        _ path: String, recordBytes: Int, force: Bool, backingUp copy: PhysicalCopy
+        _ path: String, recordBytes: Int, force: Bool, backingUp copy: PhysicalCopy,
+        check: @escaping () throws(CopyError) -> Void
     ) throws(CopyError) {
+        self.check = check
         name = path
         let action = "write the backup \(path)"
         self.recordBytes = recordBytes
@@ -41,6 +47,7 @@ public final class BackupOutput {
         guard stat(path, &information) == 0 else {
             guard errno == ENOENT else { throw .system(errno, action, otherwise: .cannotCreate) }
             (descriptor, place) = try Self.draft(path, isReplacing: false, action)
+            stream = StreamOutput(descriptor)
             return
         }
         let exists = CopyError(
@@ -61,15 +68,20 @@ public final class BackupOutput {
         case S_IFCHR:
             (descriptor, place) = (try Self.open(path, O_WRONLY, action), .device)
         case S_IFIFO:
-            (descriptor, place) = (try Self.open(path, O_WRONLY, action), .stream)
+            (descriptor, place) = (try Self.openPipe(path, action, check), .stream)
         default:
             throw CopyError(.cannotCreate, action, "it is neither a file nor a device")
         }
+        stream = StreamOutput(descriptor)
     }
 
     /// Standard output, or whatever else is open already.
-    public init(descriptor: Int32, name: String, recordBytes: Int) {
+    public init(
+        descriptor: Int32, name: String, recordBytes: Int, check: @escaping () throws(CopyError) -> Void
+    ) {
         self.name = name
+        self.check = check
+        stream = StreamOutput(descriptor)
         self.recordBytes = recordBytes
         self.descriptor = descriptor
         record = ZeroedMemory(count: recordBytes)
@@ -93,6 +105,19 @@ public final class BackupOutput {
         do throws(CopyError) { return try Files.open(path, flags, action) } catch {
             guard errno == EBUSY else { throw error }
             throw CopyError(.cannotCreate, action, "it is in use", advice: "unmount it, or name another")
+        }
+    }
+
+    /// Opens a named pipe when somebody reads it.
+    private static func openPipe(
+        _ path: String, _ action: String, _ check: () throws(CopyError) -> Void
+    ) throws(CopyError) -> Int32 {
+        while true {
+            let descriptor = Glibc.open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC)
+            if descriptor >= 0 { return descriptor }
+            guard errno == ENXIO || errno == EINTR else { throw .system(errno, action) }
+            try check()
+            usleep(100_000)
         }
     }
 
@@ -148,15 +173,8 @@ public final class BackupOutput {
     }
 
     private func writeRecord(_ bytes: UnsafeRawBufferPointer) throws(CopyError) {
-        var rest = bytes
-        while !rest.isEmpty {
-            let count = write(descriptor, rest.baseAddress, rest.count)
-            if count < 0, errno == EINTR { continue }
-            guard count > 0 else {
-                throw .system(count < 0 ? errno : ENOSPC, "write the backup \(name)")
-            }
-            rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(count))
-        }
+        let number = try stream.write(bytes, check: check)
+        guard number == 0 else { throw .system(number, "write the backup \(name)") }
     }
 
     /// What has been taken sums to this; what comes is not summed up.

@@ -20,6 +20,10 @@ public struct BackupFinding: Codable, Hashable, Sendable {
         self.problem = problem
     }
 
+    /// What ended the reading.
+    /// - Parameter error: that the stream is damaged.
+    public init(_ error: CopyError) { self = error.finding ?? BackupFinding("", at: 0, error.reason) }
+
     init(_ finding: Finding, _ member: String, at streamOffset: UInt64) {
         self.init(member, at: streamOffset, finding.problem)
         (part, offset, length) = (finding.part, finding.offset, finding.length)
@@ -93,9 +97,11 @@ public final class BackupReader {
 
     /// A damage, as an error that says where.
     private static func damaged(_ input: BackupInput, _ finding: BackupFinding) -> CopyError {
-        CopyError(
+        var error = CopyError(
             .damaged, action(input), finding.description,
             advice: "see all that is damaged with `outboard verify --backup`, and use another backup")
+        error.finding = finding
+        return error
     }
 
     private func damaged(_ problem: String) -> CopyError {
