@@ -100,7 +100,9 @@ struct Listing {
     private func attributes(_ path: [UInt8]) -> String {
         var buffer = [CChar](repeating: 0, count: 128 << 10)
         let length = named(path) { llistxattr($0, &buffer, buffer.count) }
-        guard length > 0 else { return length < 0 && errno != ENOTSUP ? " xattr-error=\(errno)" : "" }
+        guard length > 0 else {
+            return length < 0 && errno != ENOTSUP && errno != ENODATA ? " xattr-error=\(errno)" : ""
+        }
         let names = buffer[..<length].split(separator: 0).map { $0.map { UInt8(bitPattern: $0) } }
         return names.sorted { $0.lexicographicallyPrecedes($1) }.map { name in
             var value = [UInt8](repeating: 0, count: 128 << 10)

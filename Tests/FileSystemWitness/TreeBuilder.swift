@@ -48,16 +48,19 @@ struct TreeBuilder {
     }
 
     private func fragments(_ directory: Directory) throws {
-        // Two files in turn, durably, so that no allocator can put them together.
+        // Two files in turn, durably, so that no allocator can put them together; in large pieces where one takes more
+        // than it is asked for.
         var generator = Generator("interleaved")
-        let files = try ["left", "right"].map { try directory.create(Array($0.utf8)) }
-        for _ in 0..<48 {
-            for file in files {
-                try append(generator.bytes(4096), to: file)
-                fdatasync(file)
+        for (size, rounds) in [(4096, 48), (65_536, 12)] {
+            let files = try ["left", "right"].map { try directory.create(Array("\($0)\(size)".utf8)) }
+            for _ in 0..<rounds {
+                for file in files {
+                    try append(generator.bytes(size), to: file)
+                    fdatasync(file)
+                }
             }
+            for file in files { close(file) }
         }
-        for file in files { close(file) }
         // Blocks in no order.
         let file = try directory.create(Array("shuffled".utf8))
         defer { close(file) }

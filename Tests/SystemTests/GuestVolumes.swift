@@ -82,7 +82,7 @@ extension FileSystemCase {
             let tree = scratch("tree")
             try FileManager.default.createDirectory(atPath: tree, withIntermediateDirectories: false)
             try Witness.run(["fill", tree, abilities])
-            let kind = options.contains("norock") ? ["-J", "-joliet-long"] : ["-R"]
+            let kind = options.contains("norock") ? ["--norock", "-J", "-joliet-long"] : ["-R"]
             try LoopMount.succeed(
                 "xorriso",
                 ["-hardlinks", "on", "-as", "mkisofs", "-quiet", "-iso-level", "3"] + kind + [

@@ -23,6 +23,17 @@ struct TreeListing {
         var fields: [Substring: Substring] = [:]
         subscript(name: Substring) -> Substring { fields[name] ?? "" }
         var isDirectory: Bool { self["kind"] == "directory" }
+
+        /// Extended attributes. Those of HFS+ that are in no namespace are the user's where they are restored to; of
+        /// what the Finder keeps Linux makes up a type for every file.
+        var attributes: [String: Substring] {
+            var found: [String: Substring] = [:]
+            for (name, value) in fields
+            where name.hasPrefix("xattr") && !name.hasSuffix("com.apple.FinderInfo") {
+                found[name.replacingOccurrences(of: "xattr:osx.", with: "xattr:user.")] = value
+            }
+            return found
+        }
     }
 
     /// By the path, encoded as the witness does.
@@ -62,6 +73,12 @@ struct TreeListing {
             for name in Self.names(of: entry, fields) where mine[name] != entry[name] {
                 found.append("\(path): \(name) is '\(mine[name])' and not '\(entry[name])'")
             }
+            guard fields.contains(.attributes) else { continue }
+            let (mineToo, expectedToo) = (mine.attributes, entry.attributes)
+            for name in Set(mineToo.keys).union(expectedToo.keys) where mineToo[name] != expectedToo[name] {
+                found.append(
+                    "\(path): \(name) is '\(mineToo[name] ?? "")' and not '\(expectedToo[name] ?? "")'")
+            }
         }
         for path in entries.keys where expected.entries[path] == nil && !ignoring(path) {
             found.append("\(path): not expected")
@@ -77,7 +94,6 @@ struct TreeListing {
         if fields.contains(.links), !entry.isDirectory { names += ["links", "same"] }
         if fields.contains(.modified) { names.append("modified") }
         if fields.contains(.accessed) { names.append("accessed") }
-        if fields.contains(.attributes) { names += entry.fields.keys.filter { $0.hasPrefix("xattr") } }
         return names
     }
 }

@@ -27,6 +27,7 @@ struct FileMetadata {
 
     private static let accessList = "system.posix_acl_access"
     private static let defaultList = "system.posix_acl_default"
+    private static let foreign = "osx."
 
     /// - Parameter descriptor: of a file or directory, opened to be read.
     func apply(to descriptor: Int32) -> Losses {
@@ -109,7 +110,11 @@ struct FileMetadata {
         attribute.name.elementsEqual("security.capability".utf8)
     }
 
+    /// Linux has a namespace for what HFS+ has in none, and no other file system takes that.
     private func set(_ attribute: ExtendedAttribute, _ call: ([CChar], [UInt8]) -> Int32) -> Bool {
-        call(attribute.name.cString, attribute.value) == 0
+        if call(attribute.name.cString, attribute.value) == 0 { return true }
+        guard attribute.name.starts(with: Self.foreign.utf8) else { return false }
+        let name = Array("user.".utf8) + attribute.name.dropFirst(Self.foreign.utf8.count)
+        return call(name.cString, attribute.value) == 0
     }
 }

@@ -27,10 +27,12 @@ struct RockRidge {
             case "PN" where entry.data.count >= 16:
                 let high = Self.number(entry.data, 0)
                 let low = Self.number(entry.data, 8)
-                // Linux' way: both in the low word, where the high one is empty.
+                // Linux' way: both in the low word where the high one is empty, and what a device's number there
+                // has room for.
                 device =
                     high == 0
-                    ? DeviceNumber(major: low >> 8, minor: low & 0xFF) : DeviceNumber(major: high, minor: low)
+                    ? DeviceNumber(major: low >> 8 & 0xFFF, minor: low & 0xFF)
+                    : DeviceNumber(major: (high | low >> 20) & 0xFFF, minor: low & 0xF_FFFF)
             case "SL": link.add(entry.data)
             case "TF": times(entry.data)
             case "CL" where entry.data.count >= 4: childBlock = UInt64(Self.number(entry.data, 0))

@@ -1,7 +1,7 @@
 import Blocks
 import CLibTSK
 
-/// Reads NTFS, FAT, exFAT, HFS+ and, with a supplement, ext2, ext3 and ext4 by libtsk.
+/// Reads NTFS, FAT and exFAT by libtsk, and HFS+, of which libtsk tells what is in use and unpacks what is compressed.
 struct SleuthKitReader: FileSystemReader {
     let description: FileSystemDescription
     private let store: any BlockStore
@@ -70,8 +70,7 @@ struct SleuthKitReader: FileSystemReader {
             var walk = try FATWalk(system, store, teller, telling)
             try walk.run()
         default:
-            var walk = TreeWalk(system, teller, telling)
-            try walk.run()
+            try HFSWalk(store, description.range, system, telling).run()
         }
     }
 }

@@ -17,19 +17,11 @@ struct TskNode {
         node.accessed = time(meta.atime, meta.atime_nano)
         node.changed = time(meta.ctime, meta.ctime_nano)
         node.created = time(meta.crtime, meta.crtime_nano)
-        if hasOwners {
-            node.permissions = UInt16(truncatingIfNeeded: meta.mode.rawValue & 0o7777)
-            node.owner = UInt32(truncatingIfNeeded: meta.uid)
-            node.group = UInt32(truncatingIfNeeded: meta.gid)
-        }
         if node.kind == .symbolicLink, let link = meta.link {
             node.target = bytes(of: link, atMost: TocLimits.targetBytes)
         }
         return node
     }
-
-    /// NTFS has access control lists; what libtsk gives for a mode is made up.
-    private var hasOwners: Bool { kind == .hfsPlus }
 
     private func time(_ seconds: time_t, _ nanoseconds: UInt32) -> FileTime? {
         // libtsk's zero is a time that is not there; nobody's file is of that very second.
