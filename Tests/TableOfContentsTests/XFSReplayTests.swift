@@ -30,9 +30,12 @@ struct XFSReplayTests {
 
     private static let forms = [
         "", "-m rmapbt=1", "-b size=1024", "-n size=64k -i size=1024", "-s size=4096 -l su=32k", "-l su=256k",
+        // Logs that go round.
+        "--unsupported -l size=10m", "--unsupported -b size=1024 -l size=4m",
         "-b size=1024 -m finobt=0,inobtcount=0 -i sparse=0", "-i nrext64=1 -m bigtime=0,reflink=0",
     ]
 
+    /// `OUTBOARD_XFS_SEEDS`: that many cases instead of the few of every day.
     static let cases: [Case] = {
         if let seeds = getenv("OUTBOARD_XFS_SEEDS").flatMap({ UInt64(String(cString: $0)) }) {
             return (1...seeds).map { seed in

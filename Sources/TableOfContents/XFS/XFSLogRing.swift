@@ -159,7 +159,7 @@ struct XFSLogRing {
         guard var head = try findHead() else {
             throw TocError(.damaged, "where it ends cannot be told")
         }
-        var headers = try headers(before: head, atMost: Self.inFlightRecords)
+        var headers = try headers(before: head, atMost: Self.inFlightRecords + 1)
         guard let newest = headers.first else { throw TocError(.damaged, "it has no last record") }
         if try intactRecord(at: newest).map({ (record) throws(TocError) in
             try isUnmount(record, before: head)
@@ -171,7 +171,7 @@ struct XFSLogRing {
         guard oldest < count else { throw Self.badTail }
         headers.removeAll { distance(from: oldest, to: $0) > distance(from: oldest, to: newest) }
         var last = newest
-        for (index, header) in headers.enumerated().reversed() {
+        for (index, header) in headers.prefix(Self.inFlightRecords).enumerated().reversed() {
             let next = index == 0 ? head : headers[index - 1]
             guard try !isWhole(header, before: next) else { continue }
             guard index + 1 < headers.count else {
