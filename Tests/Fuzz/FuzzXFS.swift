@@ -104,7 +104,7 @@ final class FuzzedImage: Sendable {
 }
 
 /// An image with sectors of its own over it.
-private final class PatchedImage: BlockStore {
+final class PatchedImage: BlockStore {
     private let image: FuzzedImage
     private let changed = Monitor<[Int: [UInt8]]>([:])
 
