@@ -33,7 +33,6 @@ struct XFSLog {
         let ring = XFSLogRing(disk, range, uuid: geometry.uuid)
         do throws(TocError) {
             guard case .records(let tail, let head) = try ring.contents() else { return .clean }
-            guard geometry.isVersion5 else { return .pending("its format is of version 4") }
             guard geometry.logFeatures & ~Self.knownFeatures == 0 else {
                 return .pending("it has features that are not known here")
             }
