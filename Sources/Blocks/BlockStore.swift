@@ -86,6 +86,13 @@ extension BlockStore {
         precondition(range.end <= size, "a request beyond the end of the store")
     }
 
+    /// The same of a request that writes.
+    /// - Throws: ``StoreError/Code/readOnly`` where the store is.
+    public func requireWritable(_ range: ByteRange) throws(StoreError) {
+        requireWithin(range)
+        guard capabilities.contains(.writable) else { throw StoreError(.readOnly) }
+    }
+
     /// For tests and small things: `count` bytes from `offset` in a new array.
     public func bytes(at offset: UInt64, count: Int) throws(StoreError) -> [UInt8] {
         var result = [UInt8](repeating: 0, count: count)
@@ -107,6 +114,20 @@ extension BlockStore {
         }
         if let failure { throw failure }
     }
+}
+
+/// A store that is never written, whoever asks.
+public protocol ReadOnlyStore: BlockStore {}
+
+extension ReadOnlyStore {
+    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+        throw StoreError(.readOnly)
+    }
+    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
+    public func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }
 
 /// What a store can do beyond being read.

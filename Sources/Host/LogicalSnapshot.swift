@@ -4,7 +4,7 @@ import OriginalImage
 /// The volume as of the epoch's instant, read-only, without any lock against writers: a preserved chunk is read
 /// from the cache; another from the source, and *then* looked at again: if it has become preserved meanwhile,
 /// the source may have been overwritten under the read, and the cache is read after all.
-final class LogicalSnapshot: BlockStore {
+final class LogicalSnapshot: ReadOnlyStore {
     private let volume: CopyOnWriteVolume
     private let epoch: Epoch
 
@@ -86,12 +86,5 @@ final class LogicalSnapshot: BlockStore {
         }
     }
 
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
     func flush() throws(StoreError) {}
 }

@@ -4,7 +4,7 @@ import OriginalImage
 
 /// The volume as of the instant, from an append copy: where there is an original image, it wins; all else comes
 /// from the raw data. Read-only. Every original that is read is checked against its CRC.
-public final class MergedReader: BlockStore {
+public final class MergedReader: ReadOnlyStore {
     private let data: any BlockStore
     private let reader: LogReader
     private let map: VolumeMap
@@ -101,19 +101,10 @@ public final class MergedReader: BlockStore {
             throw StoreError(.corrupt)
         }
     }
-
-    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
-    public func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }
 
 /// A range of a store as a store of its own, read-only.
-public final class PortionView: BlockStore {
+public final class PortionView: ReadOnlyStore {
     private let base: any BlockStore
     private let range: ByteRange
 
@@ -137,12 +128,4 @@ public final class PortionView: BlockStore {
         return try base.allocation(
             of: ByteRange(offset: range.offset + part.offset, count: part.count), limit: limit)
     }
-    public func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    public func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
-    public func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }

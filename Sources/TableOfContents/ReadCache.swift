@@ -10,7 +10,7 @@ import Blocks
 /// are one thread each, and what one waits for the others would mostly wait for as well.
 ///
 /// What the store said once stands: the cache is for volumes that do not change (a snapshot, a copy).
-final class ReadCache: BlockStore {
+final class ReadCache: ReadOnlyStore {
     static let blockBytes: UInt64 = 256 << 10
     /// Blocks that one read of the store may fetch.
     static let mostBlocksAtOnce = 4
@@ -140,12 +140,4 @@ final class ReadCache: BlockStore {
     func allocation(of range: ByteRange, limit: Int) throws(StoreError) -> [AllocationExtent] {
         try store.allocation(of: range, limit: limit)
     }
-
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }

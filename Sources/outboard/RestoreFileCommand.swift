@@ -30,7 +30,8 @@ struct RestoreFileCommand: AsyncParsableCommand {
             passed. The backup's table of contents is kept in $TMPDIR (or /var/tmp) meanwhile.
 
             SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Files that were complete then are there, others \
-            are not; directories may lack their owner, mode and times.
+            are not; directories may lack their owner, mode and times. Killed outright, it leaves temporary files \
+            `.outboard-….partial`; the next one into the same directory clears them away.
 
             EXAMPLE:
                 outboard restore file /backup/monday /etc/passwd /home/eva --to /tmp/restored

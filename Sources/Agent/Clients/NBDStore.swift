@@ -169,11 +169,6 @@ public final class NBDStore: BlockStore {
         }
     }
 
-    private func requireWritable(_ range: ByteRange) throws(StoreError) {
-        requireWithin(range)
-        guard capabilities.contains(.writable) else { throw StoreError(.readOnly) }
-    }
-
     private func readBlocks(_ offset: UInt64, _ buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
         var done = 0
         while done < buffer.count {

@@ -2,7 +2,7 @@ import Blocks
 import Synchronization
 
 /// A store that counts what is read of it, and is not written.
-final class CountingStore: BlockStore {
+final class CountingStore: ReadOnlyStore {
     private let base: any BlockStore
     private let bytes = Atomic<UInt64>(0)
 
@@ -27,12 +27,4 @@ final class CountingStore: BlockStore {
     }
     func prefetch(_ range: ByteRange) throws(StoreError) { try base.prefetch(range) }
     var isPrompt: Bool { base.isPrompt }
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
-    func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }

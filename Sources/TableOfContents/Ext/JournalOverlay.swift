@@ -3,7 +3,7 @@ import Blocks
 /// A volume as it will be when an ext file system's journal has been replayed; nothing is written.
 ///
 /// A block that is to be replayed is read from where the journal has it. Memory: 16 bytes for each such block.
-final class JournalOverlay: BlockStore {
+final class JournalOverlay: ReadOnlyStore {
     private let store: any BlockStore
     /// Of the file system on the volume.
     private let base: UInt64
@@ -104,13 +104,4 @@ final class JournalOverlay: BlockStore {
         add(position, upTo: end)
         return result
     }
-
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
-    func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }

@@ -68,7 +68,7 @@ struct XFSPatches {
 }
 
 /// A volume as it will be when an XFS's log has been replayed; nothing is written.
-final class XFSOverlay: BlockStore {
+final class XFSOverlay: ReadOnlyStore {
     private let store: any BlockStore
     private let base: UInt64
     private let pages: [UInt64: [UInt8]]
@@ -108,13 +108,4 @@ final class XFSOverlay: BlockStore {
             page += 1
         }
     }
-
-    func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        throw StoreError(.readOnly)
-    }
-    func trim(_ range: ByteRange, durable: Bool) throws(StoreError) { throw StoreError(.readOnly) }
-    func flush() throws(StoreError) { throw StoreError(.readOnly) }
 }
