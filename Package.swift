@@ -106,7 +106,8 @@ let package = Package(
         .testTarget(
             name: "FuzzTests",
             dependencies: ["TestSupport", "ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", log],
-            path: "Tests/Fuzz", exclude: ["record-seeds", "record-xfs-image", "images", "seeds"],
+            path: "Tests/Fuzz",
+            exclude: ["record-seeds", "record-images", "record-xfs-image", "images", "seeds"],
             swiftSettings: strict),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
@@ -139,7 +140,9 @@ if ProcessInfo.processInfo.environment["OUTBOARD_FUZZ"] != nil {
             name: "fuzz",
             dependencies: ["ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", "TestSupport", log],
             path: "Tests/Fuzz",
-            exclude: ["record-seeds", "record-xfs-image", "images", "seeds", "ReplayTests.swift"],
+            exclude: [
+                "record-seeds", "record-images", "record-xfs-image", "images", "seeds", "ReplayTests.swift",
+            ],
             swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
 }
 

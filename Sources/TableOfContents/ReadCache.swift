@@ -15,6 +15,10 @@ final class ReadCache: ReadOnlyStore {
     /// Blocks that one read of the store may fetch.
     static let mostBlocksAtOnce = 4
 
+    /// Blocks of a part, of a volume that is not huge.
+    private static let partBlocks: UInt64 = 16
+    private static let mostParts: UInt64 = 1 << 24
+
     private struct Slot {
         let bytes: UnsafeMutableRawPointer
         var block: UInt64
@@ -45,12 +49,26 @@ final class ReadCache: ReadOnlyStore {
     private let store: any BlockStore
     private let box: Monitor<Box>
     private let slotCount: Int
+    /// Parts of the volume that were read, and blocks of one.
+    private let parts: ChunkBitmap
+    private let partBlocks: UInt64
+    private let advance: @Sendable () -> Void
 
-    /// - Parameter slots: blocks that are kept.
-    init(_ store: any BlockStore, slots: Int = Int(TocLimits.cacheBytes / blockBytes)) {
+    /// - Parameters:
+    ///   - slots: blocks that are kept.
+    ///   - advance: called when a part of the volume is read for the first time: a reader that goes round in circles
+    ///     does not come to one.
+    init(
+        _ store: any BlockStore, slots: Int = Int(TocLimits.cacheBytes / blockBytes),
+        advance: @escaping @Sendable () -> Void = {}
+    ) {
         precondition(slots >= Self.mostBlocksAtOnce)
         self.store = store
         slotCount = slots
+        self.advance = advance
+        let blocks = store.size / Self.blockBytes + 1
+        partBlocks = max(Self.partBlocks, blocks / Self.mostParts + 1)
+        parts = ChunkBitmap(count: blocks / partBlocks + 1)
         box = Monitor(Box())
     }
 
@@ -90,6 +108,7 @@ final class ReadCache: ReadOnlyStore {
             state.slots[slot].lastUse = state.uses
             return slot
         }
+        if parts.insert(block / partBlocks) { advance() }
         state.streak = block == state.expected ? min(state.streak * 2, Self.mostBlocksAtOnce) : 1
         var blocks = 1
         let end = (size + Self.blockBytes - 1) / Self.blockBytes

@@ -157,8 +157,9 @@ extension RecordEncoder {
         put(UInt32(it.index))
         put(it.range.offset)
         put(it.range.count)
-        put(it.blockSize)
-        put(it.root)
+        // What cannot be is nothing: the rest is worth telling.
+        put(it.blockSize <= Int64.max ? it.blockSize : 0)
+        put(it.root < TocLimits.address ? it.root : 0)
         put(UInt8(it.isListed ? 1 : 0) | (it.knowsUse ? 2 : 0))
         for text in texts {
             put(UInt16(text.count))

@@ -27,13 +27,15 @@ public enum VolumeReader {
     /// ``VolumeRecord/end``. Where nobody here reads that, and its use is not known, that is all.
     /// - Parameters:
     ///   - range: of `store`.
+    ///   - advance: called now and then while the reader comes to parts of the volume that it has not read yet.
     ///   - announce: told what the superblock says before libtsk is asked, which may be the end of the process.
     /// - Throws: what `sink` and `announce` throw; ``TocError`` `store` when the volume cannot be read.
     public static func read(
         _ store: any BlockStore, _ range: ByteRange, _ scope: ReadScope, into sink: any RecordSink,
+        advance: @escaping @Sendable () -> Void = {},
         announce: (FileSystemDescription) throws(TocError) -> Void = { _ in }
     ) throws(TocError) {
-        let cache = ReadCache(store)
+        let cache = ReadCache(store, advance: advance)
         if let reader = try reader(cache, range, announce) {
             return try reader.read(reader.description.knowsUse ? scope : scope.subtracting(.use), into: sink)
         }

@@ -53,10 +53,12 @@ struct ReadFileSystemsCommand: ParsableCommand {
             var scope: ReadScope = []
             if files { scope.insert(.files) }
             if use { scope.insert(.use) }
-            try VolumeReader.read(store, range, scope, into: encoder) { description throws(TocError) in
+            func announce(_ description: FileSystemDescription) throws(TocError) {
                 try encoder.list(description)
                 try encoder.flush()
             }
+            try VolumeReader.read(
+                store, range, scope, into: encoder, advance: ReadingWatchdog.beat, announce: announce)
         } else {
             for place in try VolumeReader.places(store) { try encoder.list(place) }
         }

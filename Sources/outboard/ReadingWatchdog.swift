@@ -9,8 +9,8 @@ private let idle = Atomic<Int32>(0)
 /// What bounds the process that reads hostile disks: a reader that is led round in circles, or to take all memory, is
 /// ended, and not by itself.
 enum ReadingWatchdog {
-    /// Seconds of processor time without a record.
-    private static let patience: Int32 = 8
+    /// Seconds of processor time without a record, and without a part of the volume that was not read before.
+    private static let patience: Int32 = 5
     /// Bytes of data segments and anonymous memory. Reading a million files takes a small part of it.
     private static let memory: UInt = 512 << 20
 

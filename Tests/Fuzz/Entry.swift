@@ -12,6 +12,12 @@ enum FuzzTarget: String, CaseIterable {
     case copy
     /// Patches of an XFS, read for its table of contents.
     case xfs
+    /// The same of ext file systems, as far as that is ours.
+    case ext
+    /// Of an ISO 9660.
+    case iso
+    /// Of partition tables.
+    case layout
 
     static let chosen: FuzzTarget = {
         let name = ProcessInfo.processInfo.environment["OUTBOARD_FUZZ_TARGET"] ?? ""
@@ -30,6 +36,9 @@ enum FuzzTarget: String, CaseIterable {
         case .cdb: fuzzCommands(input)
         case .copy: fuzzCopy(input)
         case .xfs: fuzzXFS(input)
+        case .ext: fuzzExt(input)
+        case .iso: fuzzISO(input)
+        case .layout: fuzzLayout(input)
         }
     }
 }

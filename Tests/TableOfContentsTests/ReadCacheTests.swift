@@ -54,6 +54,18 @@ struct ReadCacheTests {
         #expect(throws: StoreError(.readOnly)) { try other.write([1], at: 0) }
     }
 
+    /// What goes round in circles, however wide, comes to nothing new.
+    @Test func onlyNewPartsAreAnAdvance() throws {
+        let advances = Monitor(0)
+        let cache = ReadCache(MemoryStore(size: 40 << 20), slots: 4) { advances.withLock { $0 += 1 } }
+        for _ in 0..<3 {
+            for offset in stride(from: 0, to: 40 << 20, by: 1 << 18) {
+                _ = try cache.bytes(at: UInt64(offset), count: 512)
+            }
+        }
+        #expect(advances.withLock { $0 } == 10)
+    }
+
     @Test func aBadSectorHidesNothingBeside() throws {
         let content = seededBytes(1 << 20, seed: 3)
         let bad = ByteRange(offset: 300_000, count: 512)

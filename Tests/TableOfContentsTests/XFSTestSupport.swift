@@ -187,6 +187,9 @@ struct KernelEntry {
         @convention(c) (UnsafePointer<CChar>, UnsafeMutablePointer<CChar>, Int) -> Int
     private typealias Get =
         @convention(c) (UnsafePointer<CChar>, UnsafePointer<CChar>, UnsafeMutableRawPointer, Int) -> Int
+    private typealias Set =
+        @convention(c) (UnsafePointer<CChar>, UnsafePointer<CChar>, UnsafeRawPointer, Int, Int32) -> Int32
+    private static let set = unsafeBitCast(dlsym(nil, "setxattr"), to: Set.self)
     private static let list = unsafeBitCast(dlsym(nil, "llistxattr"), to: List.self)
     private static let get = unsafeBitCast(dlsym(nil, "lgetxattr"), to: Get.self)
 
@@ -199,6 +202,16 @@ struct KernelEntry {
     }
 
     private static func terminated(_ path: [UInt8]) -> [CChar] { path.map { CChar(bitPattern: $0) } + [0] }
+
+    /// An empty file with an extended attribute.
+    static func makeFile(_ path: String, attribute: String, value: [UInt8]) throws {
+        let descriptor = open(path, O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else { throw ImageFailure("open \(path): errno \(errno)") }
+        close(descriptor)
+        guard set(path, attribute, value, value.count, 0) == 0 else {
+            throw ImageFailure("setxattr \(path): errno \(errno)")
+        }
+    }
 
     static func content(_ path: [UInt8], count: Int) throws -> [UInt8] {
         let descriptor = open(terminated(path), O_RDONLY | O_CLOEXEC)

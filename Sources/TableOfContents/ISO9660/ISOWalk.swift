@@ -6,6 +6,8 @@ struct ISOWalk {
     private let telling: Telling
     /// Blocks where directories begin that were met.
     private var seen: Set<UInt64> = []
+    /// Records that were told: directories may lie over one another.
+    private var told = AddressSet()
 
     init(_ disk: ISODisk, _ telling: Telling) {
         self.disk = disk
@@ -35,9 +37,10 @@ struct ISOWalk {
     }
 
     /// The root's owner and times are in its own `.` entry.
-    private func rootNode() throws(TocError) {
+    private mutating func rootNode() throws(TocError) {
         let bytes = try disk.bytes(disk.root.block * disk.blockSize, 2048)
         let record = ISORecord(bytes, at: 0) ?? disk.root
+        _ = told.insert(disk.root.address)
         try telling.put(.node(try node([record], address: disk.root.address)))
     }
 
@@ -113,6 +116,10 @@ struct ISOWalk {
             try telling.problem(address, "the directory has a second name: a loop")
             return nil
         }
+        guard told.insert(address) else {
+            try telling.problem(address, "the entry is in two directories")
+            return nil
+        }
         let node = try node(shown, address: address)
         try telling.put(.name(FileName(parent: parent.address, name: name, node: address)))
         try telling.put(.node(node))
@@ -142,7 +149,11 @@ struct ISOWalk {
         node.created = ridge.created
         if node.kind == .regular, let size = ridge.unpackedSize { node.size = size }
         if node.kind == .symbolicLink {
-            node.target = ridge.target ?? []
+            if let target = ridge.target, !target.isEmpty, !target.contains(0) {
+                node.target = target
+            } else {
+                try telling.problem(address, "the target is damaged")
+            }
             node.size = UInt64(node.target?.count ?? 0)
         }
         if node.kind == .blockDevice || node.kind == .characterDevice { node.device = ridge.device }

@@ -23,6 +23,8 @@ final class MFTWalk {
     private let file: TskFile
     private var directories: [UInt64: Directory] = [:]
     private var hidden = AddressSet()
+    /// The table's content, while it is walked.
+    private var table: UnsafePointer<TSK_FS_ATTR>?
 
     init(_ system: TskFileSystem, _ teller: TskNode, _ telling: Telling) throws(TocError) {
         self.system = system
@@ -37,9 +39,13 @@ final class MFTWalk {
     func run() throws(TocError) {
         try hideExtended()
         let master = try TskFile(system, 0)
-        defer { withExtendedLifetime(master) {} }
-        let table = try master?.attributes()
-        let bitmap = table?.first { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_BITMAP }
+        defer {
+            table = nil
+            withExtendedLifetime(master) {}
+        }
+        let attributes = try master?.attributes()
+        table = attributes?.first { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_DATA }
+        let bitmap = attributes?.first { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_BITMAP }
         let last = system.info.pointee.last_inum
         // What libtsk calls the last one is the directory of orphans, which it made up.
         var base: UInt64 = 0
@@ -89,13 +95,21 @@ final class MFTWalk {
         guard let meta = try file.open(address) else {
             return try telling.problem(address, "the entry cannot be read: \(TskFileSystem.lastError())")
         }
-        guard meta.pointee.flags.rawValue & TSK_FS_META_FLAG_ALLOC.rawValue != 0,
-            let attributes = try file.attributes(),
-            // What has none is a continuation of another entry.
+        guard meta.pointee.flags.rawValue & TSK_FS_META_FLAG_ALLOC.rawValue != 0 else { return }
+        guard let attributes = try file.attributes(), !attributes.isEmpty else {
+            return try telling.problem(address, "its attributes cannot be read: \(TskFileSystem.lastError())")
+        }
+        guard
             let information = attributes.first(where: { $0.pointee.type == TSK_FS_ATTR_TYPE_NTFS_SI })?
                 .resident,
             let standard = NTFSAttributes.StandardInformation(information)
-        else { return }
+        else {
+            // The continuation of another entry has none, and comes with that.
+            if try !isContinuation(address) {
+                try telling.problem(address, "its standard information is damaged")
+            }
+            return
+        }
         var node = teller.node(meta)
         node.address = address
         node.created = standard.created
@@ -107,6 +121,22 @@ final class MFTWalk {
         try streams(&node, attributes, instead)
         try telling.put(.node(node))
     }
+
+    /// Whether an entry says that it belongs to another; libtsk does not tell.
+    private func isContinuation(_ address: UInt64) throws(TocError) -> Bool {
+        guard let table, let size = recordSize,
+            let base = try system.content(table, address * size + 32, 6), base.count == 6
+        else { return false }
+        return base.contains { $0 != 0 }
+    }
+
+    /// Bytes of an entry, by the boot sector: 2 to the power of a negative number, or so many clusters.
+    private lazy var recordSize: UInt64? = {
+        var boot = [CChar](repeating: 0, count: 512)
+        guard tsk_fs_read(system.info, 0, &boot, boot.count) == boot.count else { return nil }
+        let size = boot[64]
+        return size > 0 ? UInt64(size) * system.blockSize : size >= -31 ? 1 << UInt64(-Int(size)) : nil
+    }()
 
     private func names(
         _ attributes: [UnsafePointer<TSK_FS_ATTR>], of node: inout FileNode, sequence: UInt16

@@ -64,7 +64,14 @@ final class XFSBuffer {
 
     deinit { free(memory.baseAddress) }
 
-    var view: XFSView { XFSView(UnsafeRawBufferPointer(memory)) }
+    /// Of a buffer that nothing else holds, for as long as the expression in which it stands. A view that is kept needs a
+    /// buffer that is kept.
+    var view: XFSView {
+        _read {
+            yield XFSView(UnsafeRawBufferPointer(memory))
+            withExtendedLifetime(self) {}
+        }
+    }
 
     /// The first `count` bytes.
     func prefix(_ count: Int) -> XFSView {

@@ -40,13 +40,14 @@ public final class XFSReader: FileSystemReader {
             return
         }
         description.blockSize = UInt64(geometry.blockSize)
-        description.root = geometry.rootInode
         description.isListed = true
         let current = try Self.recovered(geometry, disk)
         self.geometry = current.geometry
         self.disk = current.disk
+        let hasRoot = current.geometry.offset(ofInode: current.geometry.rootInode) != nil
+        description.root = hasRoot ? current.geometry.rootInode : 0
         let findings = try XFSUse.findings(current.geometry, current.disk, current.log)
-        doubts = findings.doubts
+        doubts = findings.doubts + (hasRoot ? [] : ["there cannot be a root directory where it says"])
         unfinished = findings.unfinished
         description.knowsUse = findings.whyUseIsUnknown == nil
         description.remark =
