@@ -4,7 +4,7 @@ import OriginalImage
 /// Where the bytes of the volume as of the instant lie in a copy's data location: in the data portion, and in the
 /// original images over it, which win. Nowhere else is this decided: a ``RestorePlan`` makes its runs by it, the
 /// ``MergedReader`` resolves what is read by it, and integrate finds by it what is to be written where.
-public struct VolumeMap: Sendable {
+public final class VolumeMap: Sendable {
     /// Bytes of the volume that lie one behind the other.
     public struct Part: Hashable, Sendable {
         public var volume: ByteRange
