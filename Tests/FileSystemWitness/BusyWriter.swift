@@ -15,12 +15,12 @@ struct BusyWriter {
                 present.append("file\(index)")
                 try overwrite("file\(index)", in: directory, &generator)
             }
-            sync()
+            try directory.flush()
         }
         for step in 0..<limit {
             if isGentle {
                 // Several share an emulated processor.
-                usleep(3000)
+                usleep(10_000)
                 try overwrite(present[step % present.count], in: directory, &generator)
             } else {
                 try change(&present, in: directory, step, &generator)

@@ -1,3 +1,4 @@
+import CWitnessCalls
 import Glibc
 
 /// What failed, on what, and why.
@@ -37,6 +38,11 @@ final class Directory {
 
     func make(_ name: String, mode: mode_t = 0o755) throws -> Directory {
         try make(Array(name.utf8), mode: mode)
+    }
+
+    /// All that was written to its file system, and to no other.
+    func flush() throws {
+        guard witness_syncfs(descriptor) == 0 else { throw Failure("syncfs", []) }
     }
 
     func create(_ name: [UInt8], flags: Int32 = 0) throws -> Int32 {

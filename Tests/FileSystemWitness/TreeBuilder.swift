@@ -23,7 +23,7 @@ struct TreeBuilder {
         if abilities.streams { try streams(root.make("streams")) }
         // Last: whatever is made in a directory changes its time.
         try times(root.make("times"))
-        sync()
+        try root.flush()
     }
 
     // MARK: Data
@@ -32,9 +32,9 @@ struct TreeBuilder {
     private func deleted() throws {
         let directory = try root.make("deleted")
         for index in 0..<40 { try write("gone\(index)", count: 40_000, in: directory) }
-        sync()
+        try root.flush()
         for index in 0..<40 where index % 4 != 3 { try directory.remove("gone\(index)") }
-        sync()
+        try root.flush()
     }
 
     /// Around blocks, inodes' and records' own space, and index blocks.

@@ -8,8 +8,7 @@ import Testing
 @Suite(.serialized, .enabled(if: LoopMount.isPossible, "\(LoopMount.reason)"))
 struct GuestFileSystemRestoreTests {
     private static let volumes = [
-        GuestVolume(.fat12), GuestVolume(.fat32), GuestVolume(.exfat), GuestVolume(.hfsPlus),
-        GuestVolume(.iso), GuestVolume(.isoJoliet),
+        GuestVolume(.fat32), GuestVolume(.exfat), GuestVolume(.hfsPlus), GuestVolume(.isoJoliet),
         GuestVolume("GPT", table: "gpt", [.exfat, .xfsV4]),
         GuestVolume("MBR with logical partitions", table: "dos", [.fat16, .iso, .hfsPlus, .fat32, .fat12]),
     ]

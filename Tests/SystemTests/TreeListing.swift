@@ -25,11 +25,13 @@ struct TreeListing {
         var isDirectory: Bool { self["kind"] == "directory" }
 
         /// Extended attributes. Those of HFS+ that are in no namespace are the user's where they are restored to; of
-        /// what the Finder keeps Linux makes up a type for every file.
+        /// what the Finder keeps Linux makes up a type for every file; XFS shows its lists' own form beside the lists.
         var attributes: [String: Substring] {
             var found: [String: Substring] = [:]
-            for (name, value) in fields
-            where name.hasPrefix("xattr") && !name.hasSuffix("com.apple.FinderInfo") {
+            for (name, value) in fields where name.hasPrefix("xattr") {
+                if name.hasSuffix("com.apple.FinderInfo") || name.hasPrefix("xattr:trusted.SGI_ACL_") {
+                    continue
+                }
                 found[name.replacingOccurrences(of: "xattr:osx.", with: "xattr:user.")] = value
             }
             return found

@@ -75,7 +75,7 @@ import Testing
         }
         var generator = SeededGenerator(seed: 1904)
         var damaged = 0
-        for round in 0..<(Tier.isFull ? 1500 : 150) {
+        for round in 0..<(Tier.isFull ? 500 : 100) {
             var bytes = original
             for _ in 0..<Int.random(in: 1...(round % 3 == 0 ? 100 : 4), using: &generator) {
                 let sector = used[Int.random(in: 0..<used.count, using: &generator)]
