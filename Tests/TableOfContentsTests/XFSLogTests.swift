@@ -79,7 +79,7 @@ struct XFSLogTests {
     /// Without a freeze some of it is in the log alone, and the log is replayed.
     @Test func inUse() throws {
         let mounted = try make("")
-        try shell(Self.work + "\nsync", directory: mounted.mountPoint)
+        try shell(Self.work + "\nsync -f .", directory: mounted.mountPoint)
         let copy = scratch("copy")
         try shell("cp --sparse=always \(image) \(copy)")
         let found = try read(copy)
@@ -101,7 +101,7 @@ struct XFSLogTests {
                 let path = "\(mounted.mountPoint)/\(round)-\(index)"
                 try KernelEntry.makeFile(path, attribute: "user.a", value: value)
             }
-            try shell("sync; rm -f \(mounted.mountPoint)/\(round)-*[0-4]")
+            try shell("sync -f \(mounted.mountPoint); rm -f \(mounted.mountPoint)/\(round)-*[0-4]")
             try mounted.unmount()
             let found = try read(image)
             #expect(found.description?.knowsUse == true, "\(found.description?.remark ?? "")")

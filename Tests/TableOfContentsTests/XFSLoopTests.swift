@@ -42,7 +42,7 @@ struct XFSLoopTests {
         setfacl -m u:1000:rw,g:100:r,m::rwx random; setfacl -m u:7:r -d -m u:1000:rwx,g:5:x empty
         for i in $(seq 0 2 3000); do echo "pwrite -q -S $((i % 255)) $((i * 4096)) 4096"; done > /tmp/commands.$$
         xfs_io -f fragmented < /tmp/commands.$$ > /dev/null; rm /tmp/commands.$$
-        sync; rm block/*-2; REFLINK
+        sync -f .; rm block/*-2; REFLINK
         """#
 
     struct Variant: CustomTestStringConvertible, Sendable {

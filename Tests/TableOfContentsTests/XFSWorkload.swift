@@ -29,6 +29,9 @@ struct XFSWorkload {
         dlsym(nil, "fallocate"), to: (@convention(c) (Int32, Int32, off_t, off_t) -> Int32).self)
     private static let control = unsafeBitCast(
         dlsym(nil, "ioctl"), to: (@convention(c) (Int32, UInt, Int) -> Int32).self)
+    /// syncfs(2): sync(2) would wait for all other file systems of the machine.
+    static let synchronize = unsafeBitCast(
+        dlsym(nil, "syncfs"), to: (@convention(c) (Int32) -> Int32).self)
     /// FICLONE.
     private static let clone: UInt = 0x4004_9409
 
@@ -205,7 +208,7 @@ struct XFSWorkload {
     private mutating func synchronize() {
         let file = open(directories[below(directories.count)], O_RDONLY | O_CLOEXEC)
         guard file >= 0 else { return }
-        if below(20) == 0 { sync() } else { fsync(file) }
+        if below(20) == 0 { _ = Self.synchronize(file) } else { fsync(file) }
         close(file)
     }
 }

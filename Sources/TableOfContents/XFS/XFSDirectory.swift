@@ -38,6 +38,7 @@ final class XFSDirectoryReader {
         var current = UInt64.max
         var filled: UInt64 = 0
         var address: UInt64 = 0
+        var isSealed = true
         try forks.extents(inode, .data) { (extent) throws(TocError) in
             var done: UInt64 = 0
             while done < extent.count {
@@ -49,12 +50,14 @@ final class XFSDirectoryReader {
                     current = number
                     filled = 0
                     address = extent.offset + done << geometry.blockLog
+                    isSealed = true
                 }
                 guard inside == filled, !extent.isUnwritten else {
                     throw TocError(.damaged, "a directory block has a hole")
                 }
                 let count = min(blocksEach - inside, extent.count - done)
                 try budget.take(count)
+                if disk.unsealed.contains(extent.offset + done << geometry.blockLog) { isSealed = false }
                 let start = Int(inside) << Int(geometry.blockLog)
                 try disk.read(
                     extent.offset + done << geometry.blockLog,
@@ -66,7 +69,8 @@ final class XFSDirectoryReader {
                     filled = 0
                     current = .max
                     do throws(TocError) {
-                        try block(inode, isFirst: number == 0, address: address, entry)
+                        try block(
+                            inode, isFirst: number == 0, isSealed: isSealed, address: address, entry)
                     } catch {
                         try damage(error)
                     }
@@ -98,7 +102,7 @@ final class XFSDirectoryReader {
     private static let short = TocError(.damaged, "an entry passes the directory's end")
 
     private func block(
-        _ inode: XFSInode, isFirst: Bool, address: UInt64, _ entry: Entry
+        _ inode: XFSInode, isFirst: Bool, isSealed: Bool, address: UInt64, _ entry: Entry
     ) throws(TocError) {
         let view = buffer.view
         let magic = view.u32(0)
@@ -107,7 +111,7 @@ final class XFSDirectoryReader {
             throw TocError(.damaged, "a directory block is something else")
         }
         if geometry.isVersion5 {
-            guard view.hasChecksum(at: 4) else {
+            guard !isSealed || view.hasChecksum(at: 4) else {
                 throw TocError(.damaged, "a directory block's checksum does not fit")
             }
             guard view.u64(40) == inode.number, view.u64(8) == address >> 9,

@@ -84,11 +84,14 @@ final class XFSBuffer {
 final class XFSDisk {
     let store: any BlockStore
     let range: ByteRange
+    /// Where parts of directory blocks begin whose checksums were not made when the log was replayed.
+    let unsealed: Set<UInt64>
     private var windows: [UInt64]
     private let memory: XFSBuffer
 
-    init(_ store: any BlockStore, _ range: ByteRange) {
+    init(_ store: any BlockStore, _ range: ByteRange, unsealed: Set<UInt64> = []) {
         self.store = store
+        self.unsealed = unsealed
         self.range = range
         windows = [UInt64](repeating: .max, count: XFSLimits.windows)
         memory = XFSBuffer(count: XFSLimits.windows * XFSLimits.windowBytes)

@@ -45,7 +45,8 @@ struct XFSLog {
             }
             var replay = XFSLogReplay(geometry, disk, ring, from: tail, to: head)
             try replay.run()
-            let overlay = XFSOverlay(disk.store, disk.range, replay.patches)
+            let overlay = XFSOverlay(
+                disk.store, disk.range, replay.patches, unsealed: replay.unsealed)
             return .replayed(overlay, unfinished: replay.unfinished)
         } catch {
             guard error.kind == .damaged else { throw error }

@@ -11,6 +11,10 @@ struct XFSLogReplay {
     /// Inodes whose mappings or attributes recovery would go on to change.
     private(set) var unfinished: [UInt64] = []
 
+    /// Where parts of directory blocks begin that were changed. A block that lies in several pieces is logged piece by
+    /// piece, and its checksum, which is over all of it, cannot be made from one.
+    private(set) var unsealed: Set<UInt64> = []
+
     private let geometry: XFSGeometry
     private let disk: XFSDisk
     private let ring: XFSLogRing
@@ -155,10 +159,16 @@ struct XFSLogReplay {
 
     /// Whether a buffer has the transaction's changes already. Earlier than version 5 nothing tells.
     private func isCurrent(_ view: XFSView) throws(TocError) -> Bool {
+        guard let stamp = stamp(of: view) else { return false }
+        return try isNewer(view.u64(stamp.sequenceAt), orEqual: true)
+    }
+
+    /// Nil for what is no structure of this file system, whatever it looks like.
+    private func stamp(of view: XFSView) -> XFSStamp? {
         guard geometry.isVersion5, let stamp = XFSStamp(view, geometry),
             view.equals(geometry.metaUUID, at: stamp.uuidAt)
-        else { return false }
-        return try isNewer(view.u64(stamp.sequenceAt), orEqual: true)
+        else { return nil }
+        return stamp
     }
 
     private func isNewer(_ found: UInt64, orEqual: Bool) throws(TocError) -> Bool {
@@ -176,7 +186,7 @@ struct XFSLogReplay {
         for (offset, count) in unstamped {
             let memory = UnsafeMutableRawBufferPointer(rebasing: scratch.memory[..<count])
             try patches.read(offset, memory)
-            guard let stamp = XFSStamp(XFSView(UnsafeRawBufferPointer(memory)), geometry) else { continue }
+            guard let stamp = stamp(of: XFSView(UnsafeRawBufferPointer(memory))) else { continue }
             memory.storeBytes(of: sequence.bigEndian, toByteOffset: stamp.sequenceAt, as: UInt64.self)
             let place = stamp.sequenceAt
             try patches.write(
@@ -191,7 +201,12 @@ struct XFSLogReplay {
             let memory = UnsafeMutableRawBufferPointer(rebasing: scratch.memory[..<count])
             try patches.read(offset, memory)
             let view = XFSView(UnsafeRawBufferPointer(memory))
-            guard let stamp = XFSStamp(view, geometry) else { continue }
+            let stamp = stamp(of: view)
+            if count < geometry.directoryBlockSize, stamp?.isOfDirectory ?? true {
+                unsealed.insert(offset)
+                continue
+            }
+            guard let stamp else { continue }
             let place = stamp.checksumAt
             memory.storeBytes(
                 of: view.checksum(at: place).littleEndian, toByteOffset: place, as: UInt32.self)

@@ -72,9 +72,12 @@ final class XFSOverlay: ReadOnlyStore {
     private let store: any BlockStore
     private let base: UInt64
     private let pages: [UInt64: [UInt8]]
+    /// Where parts of directory blocks begin whose checksums were not made.
+    let unsealed: Set<UInt64>
 
-    init(_ store: any BlockStore, _ range: ByteRange, _ patches: XFSPatches) {
+    init(_ store: any BlockStore, _ range: ByteRange, _ patches: XFSPatches, unsealed: Set<UInt64> = []) {
         self.store = store
+        self.unsealed = unsealed
         base = range.offset
         pages = patches.pages
     }

@@ -61,7 +61,7 @@ public final class XFSReader: FileSystemReader {
     ) throws(TocError) -> (geometry: XFSGeometry, disk: XFSDisk, log: XFSLog.State) {
         let log = try XFSLog(geometry, disk).state()
         guard case .replayed(let overlay, _) = log else { return (geometry, disk, log) }
-        let replayed = XFSDisk(overlay, disk.range)
+        let replayed = XFSDisk(overlay, disk.range, unsealed: overlay.unsealed)
         let sector = XFSBuffer(count: XFSGeometry.superblockBytes)
         try replayed.read(0, sector.memory)
         guard sector.view.u32(0) == XFSGeometry.magic, XFSGeometry.obstacle(sector.view) == nil,

@@ -3,6 +3,8 @@ struct XFSStamp: Equatable {
     let sequenceAt: Int
     let uuidAt: Int
     let checksumAt: Int
+    /// Whether it is as long as a directory block.
+    private(set) var isOfDirectory = false
 
     private init(_ sequenceAt: Int, _ uuidAt: Int, _ checksumAt: Int) {
         self.sequenceAt = sequenceAt
@@ -24,7 +26,9 @@ struct XFSStamp: Equatable {
             self.init(24, 32, 52)
         case 0x424D_4133: self.init(32, 40, 64)  // BMA3
         case 0x5853_4C4D: self.init(48, 16, 12)  // XSLM
-        case 0x5844_4233, 0x5844_4433, 0x5844_4633: self.init(16, 24, 4)  // XDB3, XDD3, XDF3
+        case 0x5844_4233, 0x5844_4433, 0x5844_4633:  // XDB3, XDD3, XDF3
+            self.init(16, 24, 4)
+            isOfDirectory = true
         default:
             switch view.u16(8) {
             // Leaves and nodes of directories and attributes.
