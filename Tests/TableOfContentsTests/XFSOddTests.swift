@@ -119,7 +119,7 @@ import Testing
             free=$(df --output=avail -k . | tail -1); fallocate -l $((free - 12000))k filler
             for i in $(seq 2000); do head -c 28672 /dev/zero 2>/dev/null > d/$i || break; done
             for i in $(seq 300); do head -c 1024 /dev/zero 2>/dev/null > d/small$i || break; done
-            sync; rm -f d/*[13579]; sync
+            sync -f .; rm -f d/*[13579]; sync -f .
             seq 20000 | (cd e; xargs touch 2>/dev/null) || true
             """, directory: mounted.mountPoint)
         try mounted.unmount()
