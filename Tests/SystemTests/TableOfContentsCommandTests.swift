@@ -152,6 +152,8 @@ import Testing
             "read-file-systems", "--nbd", "nbd+unix:///?socket=\(path)", "--layout",
         ])
         defer { child.stop() }
+        var waiting = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
+        while poll(&waiting, 1, 100) == 0 { try #require(child.isRunning, "it ended before it asked") }
         let connection = accept(listener, nil, nil)
         #expect(connection >= 0)
         defer { close(connection) }
