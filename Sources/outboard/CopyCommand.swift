@@ -19,8 +19,9 @@ struct CopyCommand: AsyncParsableCommand {
             that cannot be made, or takes so long that the cache is about to be full, is left out, and that is told.
 
             With --used-only only those blocks are copied that the file systems have in use, and all that belongs \
-            to none. A file system whose free space is not known for certain is copied whole: an unknown one, one \
-            with a feature that is not known, or an XFS whose log cannot be replayed in memory (--freeze empties it).
+            to none. A file system whose free space is not known for certain is copied whole: an unknown one, HFS+, \
+            ISO 9660, one with a feature that is not known, an XFS whose log cannot be replayed in memory (--freeze \
+            empties it), or NTFS, FAT and exFAT that were not unmounted.
 
             The copy is a directory: manifest.json, data.img, toc.sqlite. Nothing has its final name before it is \
             complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \

@@ -46,6 +46,8 @@ struct HFSTree {
         from leaf: UInt32? = nil, _ body: (Record) throws(TocError) -> Bool
     ) throws(TocError) {
         var number = leaf ?? firstLeaf
+        // Of the leaf before; each names both neighbours, so that leaves from the first on cannot go round.
+        var previous: UInt32? = leaf == nil ? 0 : nil
         var steps: UInt64 = 0
         while number != 0 {
             steps += 1
@@ -54,6 +56,10 @@ struct HFSTree {
             guard node[8] == Kind.leaf else {
                 throw TocError(.damaged, "node \(number) of a tree is no leaf")
             }
+            if let previous, node.withUnsafeBytes({ $0.bigEndian(at: 4, as: UInt32.self) }) != previous {
+                throw TocError(.damaged, "node \(number) of a tree follows another leaf than it names")
+            }
+            previous = number
             for index in 0..<Self.count(of: node) {
                 guard let bounds = Self.bounds(of: index, in: node) else {
                     throw TocError(.damaged, "a record of node \(number) of a tree is damaged")

@@ -126,7 +126,8 @@ final class HFSWalk {
             guard Self.linkNumber(key.name) != nil else { return }
             var item = item
             item.node.links = max(item.special, 1)
-            return try tell(item)
+            _ = try tell(item)
+            return
         }
         var address = item.address
         if item.isHardLink {
@@ -136,7 +137,8 @@ final class HFSWalk {
             }
             address = target
         } else {
-            try tell(item)
+            // A second record of one number has no name that could be believed.
+            guard try tell(item) else { return }
         }
         if address == Self.root { return }
         let name = key.shown
@@ -146,9 +148,11 @@ final class HFSWalk {
         try telling.put(.name(FileName(parent: UInt64(key.parent), name: name, node: UInt64(address))))
     }
 
-    private func tell(_ item: HFSItem) throws(TocError) {
+    /// - Returns: false when it was told before.
+    private func tell(_ item: HFSItem) throws(TocError) -> Bool {
         guard told.insert(UInt64(item.address)) else {
-            return try telling.problem(UInt64(item.address), "the catalog has it twice")
+            try telling.problem(UInt64(item.address), "the catalog has it twice")
+            return false
         }
         var node = item.node
         if let data = item.data, node.kind == .symbolicLink {
@@ -184,6 +188,7 @@ final class HFSWalk {
                         node: node.address, name: Array("osx.com.apple.FinderInfo".utf8), value: finder)))
         }
         try telling.put(.node(node))
+        return true
     }
 
     private func tell(

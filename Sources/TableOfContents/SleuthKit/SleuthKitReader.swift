@@ -1,7 +1,7 @@
 import Blocks
 import CLibTSK
 
-/// Reads NTFS, FAT and exFAT by libtsk, and HFS+, of which libtsk tells what is in use and unpacks what is compressed.
+/// Reads NTFS, FAT and exFAT by libtsk, and HFS+, of which libtsk only unpacks what is compressed.
 struct SleuthKitReader: FileSystemReader {
     let description: FileSystemDescription
     private let store: any BlockStore

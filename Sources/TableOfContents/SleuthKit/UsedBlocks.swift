@@ -1,7 +1,7 @@
 import Blocks
 import CLibTSK
 
-/// Which blocks of NTFS, FAT, exFAT and HFS+ are in use, by libtsk's reading of their bitmaps and tables.
+/// Which blocks of NTFS, FAT and exFAT are in use, by libtsk's reading of their bitmaps and tables.
 ///
 /// A block taken for free by mistake is lost from a copy. So all that lies outside of what the bitmap covers is in
 /// use, so is what libtsk cannot tell, and nothing is said of a file system whose bitmap may be older than its
@@ -51,14 +51,7 @@ struct UsedBlocks {
             doubt = try Self.ntfsDoubt(system)
         case .hfsPlus:
             (clusterSize, start, clusters) = (block, 0, system.info.pointee.block_count)
-            let attributes = try Probe.bytes(store, range, 1024, 8).withUnsafeBytes {
-                $0.bigEndian(at: 4, as: UInt32.self)
-            }
-            if attributes & 0x100 == 0 || attributes & 0x800 != 0 {
-                doubt = "the file system was not unmounted"
-            } else {
-                doubt = "what libtsk says of HFS+ was compared with no other reader yet"
-            }
+            doubt = "what libtsk says of the free space of HFS+ was compared with no other reader"
         default: preconditionFailure("not of libtsk: \(found.kind)")
         }
         let (bytes, overflow) = clusters.multipliedReportingOverflow(by: clusterSize)
@@ -94,7 +87,7 @@ struct UsedBlocks {
             }
         }
         try system.image.check()
-        // So is what lies behind them: copies of the boot sector and of HFS+'s header among it.
+        // So is what lies behind them: copies of the boot sector among it.
         let end = start + clusters * clusterSize
         let begin = from ?? end
         if range.count > begin {
@@ -107,7 +100,7 @@ struct UsedBlocks {
         tsk_error_set_errno(0)
         let flags = system.info.pointee.block_getflags(system.info, block).rawValue
         let state = flags & (TSK_FS_BLOCK_FLAG_UNALLOC.rawValue | TSK_FS_BLOCK_FLAG_ALLOC.rawValue)
-        // Where libtsk cannot tell it says neither; of HFS+ it says free, and what went wrong.
+        // Where libtsk cannot tell it says neither, or what went wrong.
         return state == TSK_FS_BLOCK_FLAG_UNALLOC.rawValue && tsk_error_get_errno() == 0
     }
 
