@@ -54,7 +54,7 @@ struct GuestVolume: Sendable {
         if let table {
             let script = scratch("table")
             try table.write(toFile: script, atomically: true, encoding: .utf8)
-            try LoopMount.succeed("sh", ["-c", "sfdisk --quiet --no-reread '\(path)' < '\(script)'"])
+            try LoopMount.succeed("sh", ["-c", "sfdisk -q --no-tell-kernel '\(path)' < '\(script)'"])
         }
         for part in parts {
             let image = scratch("part.img")

@@ -48,7 +48,7 @@ struct SmallFileSystems: Sendable {
         (
             "MBR", 8,
             """
-            sfdisk -q --no-reread $IMAGE <<< 'label: dos
+            sfdisk -q --no-reread --no-tell-kernel $IMAGE <<< 'label: dos
             start=2048, size=4096, type=83
             start=6144, size=10240, type=5
             start=8192, size=2048, type=6
@@ -60,7 +60,7 @@ struct SmallFileSystems: Sendable {
         (
             "GPT", 8,
             """
-            sfdisk -q --no-reread $IMAGE <<< 'label: gpt
+            sfdisk -q --no-reread --no-tell-kernel $IMAGE <<< 'label: gpt
             start=2048, size=4096
             start=6144, size=2048'
             mkfs.ext4 -b 1024 $EXT -E offset=1048576 $IMAGE 2M

@@ -15,7 +15,7 @@ struct VolumeLayoutTests {
         try run(
             "bash",
             [
-                "-ec", "sfdisk --quiet \"$1\" < \"$2\"", "-", path,
+                "-ec", "sfdisk --quiet --no-tell-kernel \"$1\" < \"$2\"", "-", path,
                 scratch("script"),
             ])
         return (path, try [UInt8](Data(contentsOf: URL(fileURLWithPath: path))))

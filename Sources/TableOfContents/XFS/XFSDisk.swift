@@ -64,14 +64,10 @@ final class XFSBuffer {
 
     deinit { free(memory.baseAddress) }
 
-    /// Of a buffer that nothing else holds, for as long as the expression in which it stands. A view that is kept needs a
-    /// buffer that is kept.
-    var view: XFSView {
-        _read {
-            yield XFSView(UnsafeRawBufferPointer(memory))
-            withExtendedLifetime(self) {}
-        }
-    }
+    /// Valid while somebody holds the buffer: of one that only an expression holds, ask ``u64(_:)``.
+    var view: XFSView { XFSView(UnsafeRawBufferPointer(memory)) }
+
+    func u64(_ offset: Int) -> UInt64 { withExtendedLifetime(self) { view.u64(offset) } }
 
     /// The first `count` bytes.
     func prefix(_ count: Int) -> XFSView {

@@ -167,7 +167,7 @@ struct XFSLogRing {
             return .unmounted
         }
         // What lies before the tail may be overwritten already.
-        let oldest = try read(newest, 1).view.u64(24) & UInt64(UInt32.max)
+        let oldest = try read(newest, 1).u64(24) & UInt64(UInt32.max)
         guard oldest < count else { throw Self.badTail }
         headers.removeAll { distance(from: oldest, to: $0) > distance(from: oldest, to: newest) }
         var last = newest
