@@ -28,7 +28,8 @@ public enum VolumeReader {
     /// - Parameters:
     ///   - range: of `store`.
     ///   - advance: called now and then while the reader comes to parts of the volume that it has not read yet.
-    ///   - announce: told what the superblock says before libtsk is asked, which may be the end of the process.
+    ///   - announce: told what the superblock says before libtsk is asked, or a log replayed, which may be the end of
+    ///     the process.
     /// - Throws: what `sink` and `announce` throw; ``TocError`` `store` when the volume cannot be read.
     public static func read(
         _ store: any BlockStore, _ range: ByteRange, _ scope: ReadScope, into sink: any RecordSink,
@@ -36,7 +37,7 @@ public enum VolumeReader {
         announce: (FileSystemDescription) throws(TocError) -> Void = { _ in }
     ) throws(TocError) {
         let cache = ReadCache(store, advance: advance)
-        if let reader = try reader(cache, range, announce) {
+        if let reader = try reader(cache, range, advance, announce) {
             return try reader.read(reader.description.knowsUse ? scope : scope.subtracting(.use), into: sink)
         }
         try sink.put(.fileSystem(try foreign(cache, range)))
@@ -45,11 +46,13 @@ public enum VolumeReader {
 
     /// The reader of what begins a range; nil: nobody here reads that.
     private static func reader(
-        _ store: any BlockStore, _ range: ByteRange,
+        _ store: any BlockStore, _ range: ByteRange, _ advance: @escaping () -> Void,
         _ announce: (FileSystemDescription) throws(TocError) -> Void
     ) throws(TocError) -> (any FileSystemReader)? {
         if let reader = try ExtVolumeReader(store, range) { return reader }
-        if let reader = try XFSReader(store, range, index: 0) { return reader }
+        if let reader = try XFSReader(store, range, index: 0, advance: advance, announce: announce) {
+            return reader
+        }
         guard let found = try Probe.look(store, range) else { return nil }
         var description = FileSystemDescription(
             index: 0, kind: found.kind, range: range, label: found.label, uuid: found.uuid, isListed: false)

@@ -20,9 +20,12 @@ enum XFSLimits {
     /// Bytes and number of the windows through which single blocks are read.
     static let windowBytes = 16 << 10
     static let windows = 512
-    /// Bytes between the log's tail and head, and items there, that are replayed: a second or two of one processor.
+    /// Bytes between the log's tail and head, and items there, that are replayed.
     static let logBytes: UInt64 = 512 << 20
     static let logItems = 1 << 22
+    /// Bytes of buffers and inodes that a replay reads or writes: some seconds of one processor. An item of a few bytes
+    /// may make thousands of inodes.
+    static let replayedBytes: UInt64 = 8 << 30
     /// Bytes of transactions that are put together at one time. The kernel makes them no larger than 64 MiB.
     static let transactionBytes = 96 << 20
     static let openTransactions = 1024

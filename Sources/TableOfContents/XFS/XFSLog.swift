@@ -25,7 +25,8 @@ struct XFSLog {
     }
 
     /// Damage and whatever is not understood count as pending.
-    func state() throws(TocError) -> State {
+    /// - Parameter advance: called now and then while the log is replayed.
+    func state(advance: @escaping () -> Void = {}) throws(TocError) -> State {
         if geometry.logStart == 0 { return .external }
         guard let range = geometry.logRange, range.end <= disk.range.count else {
             return .pending("it lies nowhere")
@@ -43,7 +44,7 @@ struct XFSLog {
                     return .pending("the superblock is damaged")
                 }
             }
-            var replay = XFSLogReplay(geometry, disk, ring, from: tail, to: head)
+            var replay = XFSLogReplay(geometry, disk, ring, from: tail, to: head, advance: advance)
             try replay.run()
             let overlay = XFSOverlay(
                 disk.store, disk.range, replay.patches, unsealed: replay.unsealed)

@@ -20,12 +20,15 @@ struct XFSLogReplay {
     private let ring: XFSLogRing
     private let tail: XFSLogRecord
     private let head: UInt64
+    /// Called for each record: what is replayed is no longer read from the volume.
+    private let advance: () -> Void
     /// Nothing on disk can be newer.
     private var newest: UInt64 = 0
 
     private var cancelled: [XFSLogBufferPlace: Int] = [:]
     private var cancelledSectors: [UInt64: Int] = [:]
     private var items = 0
+    private var touched: UInt64 = 0
     /// Of the transactions that are being replayed. Several may have the same, and a buffer takes it only when all of
     /// these are through.
     private var sequence: UInt64 = 0
@@ -40,13 +43,16 @@ struct XFSLogReplay {
     }
 
     init(
-        _ geometry: XFSGeometry, _ disk: XFSDisk, _ ring: XFSLogRing, from tail: XFSLogRecord, to head: UInt64
+        _ geometry: XFSGeometry, _ disk: XFSDisk, _ ring: XFSLogRing, from tail: XFSLogRecord,
+        to head: UInt64,
+        advance: @escaping () -> Void
     ) {
         self.geometry = geometry
         self.disk = disk
         self.ring = ring
         self.tail = tail
         self.head = head
+        self.advance = advance
         patches = XFSPatches(disk)
     }
 
@@ -70,6 +76,7 @@ struct XFSLogReplay {
         var position = tail.position
         var cycle = tail.cycle
         while left > 0 {
+            advance()
             let record = try ring.record(at: position)
             guard record.sectors <= left, record.cycle == cycle else {
                 throw TocError(.damaged, "its records are not in order")
@@ -98,6 +105,13 @@ struct XFSLogReplay {
             guard buffer.isCancelled else { return }
             cancelled[buffer.place, default: 0] += 1
             cancelledSectors[buffer.place.sector, default: 0] += 1
+        }
+    }
+
+    private mutating func touch(_ bytes: UInt64) throws(TocError) {
+        touched += bytes
+        guard touched <= XFSLimits.replayedBytes else {
+            throw TocError(.damaged, "it changes more, or more often, than is taken here")
         }
     }
 
@@ -145,6 +159,7 @@ struct XFSLogReplay {
             cancelled[buffer.place] == nil
         else { return }
         try buffer.place.check(disk)
+        try touch(UInt64(buffer.place.count))
         let memory = UnsafeMutableRawBufferPointer(rebasing: scratch.memory[..<buffer.place.count])
         try patches.read(buffer.place.offset, memory)
         if try isCurrent(XFSView(UnsafeRawBufferPointer(memory))) { return }
@@ -219,6 +234,7 @@ struct XFSLogReplay {
         let offset = geometry.groupOffset(creation.group) + creation.block << geometry.blockLog
         for sector in 0..<creation.blocks << (geometry.blockLog - 9)
         where cancelledSectors[offset >> 9 + sector] != nil { return }
+        try touch(creation.inodes << geometry.inodeLog)
         let first = creation.block << geometry.inodesPerBlockLog
         for index in 0..<creation.inodes {
             let number = geometry.inodeNumber(group: creation.group, first + index)
@@ -238,6 +254,7 @@ struct XFSLogReplay {
         guard inode.offset % size == 0, inode.offset + size <= UInt64(inode.place.count) else {
             throw TocError(.damaged, "it has an inode that lies nowhere")
         }
+        try touch(size)
         let offset = inode.place.offset + inode.offset
         let memory = UnsafeMutableRawBufferPointer(rebasing: scratch.memory[..<geometry.inodeSize])
         try patches.read(offset, memory)

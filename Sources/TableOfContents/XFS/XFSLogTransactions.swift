@@ -20,7 +20,8 @@ struct XFSLogTransaction {
 
     init(sequence: UInt64) { self.sequence = sequence }
 
-    var byteCount: Int { bytes.count }
+    /// Of memory.
+    var byteCount: Int { bytes.count + regions.count * MemoryLayout<Range<Int>>.stride }
 
     mutating func add(_ region: ArraySlice<UInt8>) throws(TocError) {
         guard !region.isEmpty else { return }

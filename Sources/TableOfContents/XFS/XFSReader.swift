@@ -16,10 +16,16 @@ public final class XFSReader: FileSystemReader {
     /// Inodes whose last changes only a recovery finishes.
     private let unfinished: [UInt64]
 
-    /// - Parameter index: of the file system on its volume.
+    /// - Parameters:
+    ///   - index: of the file system on its volume.
+    ///   - advance: called now and then while its log is replayed.
+    ///   - announce: told what the superblock says before that.
     /// - Returns: nil when there is no XFS at the beginning of `range`.
-    /// - Throws: ``TocError`` `store` when the volume fails.
-    public init?(_ store: any BlockStore, _ range: ByteRange, index: Int) throws(TocError) {
+    /// - Throws: ``TocError`` `store` when the volume fails; what `announce` throws.
+    public init?(
+        _ store: any BlockStore, _ range: ByteRange, index: Int, advance: @escaping () -> Void = {},
+        announce: (FileSystemDescription) throws(TocError) -> Void = { _ in }
+    ) throws(TocError) {
         guard range.count >= UInt64(XFSGeometry.superblockBytes) else { return nil }
         let disk = XFSDisk(store, range)
         let sector = XFSBuffer(count: XFSGeometry.superblockBytes)
@@ -29,6 +35,7 @@ public final class XFSReader: FileSystemReader {
         var description = FileSystemDescription(
             index: index, kind: .xfs, range: range, label: Self.label(sb), uuid: Self.uuid(sb), root: 0,
             isListed: false)
+        try announce(description)
         let obstacle = XFSGeometry.obstacle(sb)
         guard obstacle == nil, let geometry = XFSGeometry(sb) else {
             description.remark = "its files cannot be listed: " + (obstacle ?? "its superblock is damaged")
@@ -41,7 +48,7 @@ public final class XFSReader: FileSystemReader {
         }
         description.blockSize = UInt64(geometry.blockSize)
         description.isListed = true
-        let current = try Self.recovered(geometry, disk)
+        let current = try Self.recovered(geometry, disk, advance)
         self.geometry = current.geometry
         self.disk = current.disk
         let hasRoot = current.geometry.offset(ofInode: current.geometry.rootInode) != nil
@@ -57,9 +64,9 @@ public final class XFSReader: FileSystemReader {
 
     /// What the log's replay makes of the file system; as it lies there where that cannot be told.
     private static func recovered(
-        _ geometry: XFSGeometry, _ disk: XFSDisk
+        _ geometry: XFSGeometry, _ disk: XFSDisk, _ advance: @escaping () -> Void
     ) throws(TocError) -> (geometry: XFSGeometry, disk: XFSDisk, log: XFSLog.State) {
-        let log = try XFSLog(geometry, disk).state()
+        let log = try XFSLog(geometry, disk).state(advance: advance)
         guard case .replayed(let overlay, _) = log else { return (geometry, disk, log) }
         let replayed = XFSDisk(overlay, disk.range, unsealed: overlay.unsealed)
         let sector = XFSBuffer(count: XFSGeometry.superblockBytes)
