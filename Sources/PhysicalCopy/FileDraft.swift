@@ -8,6 +8,8 @@ public final class FileDraft {
     /// Where it is being made.
     public let path: String
     private let parent: String
+    /// Holds the lock by which others know that its maker lives.
+    private let descriptor: Int32
     private var isOver = false
 
     /// Makes the temporary file, empty and for its owner alone, and clears away those that dead processes left of the
@@ -19,25 +21,71 @@ public final class FileDraft {
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
         let prefix = Self.prefix(of: name)
         Self.clearLeftovers(prefix, in: parent)
-        path = "\(parent)\(prefix)\(getpid())"
-        unlink(path)
-        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else {
-            var error = CopyError.system(errno, "make \(destination)", otherwise: .cannotCreate)
-            if error.kind == .missing {
-                error = CopyError(
-                    .cannotCreate, "make \(destination)", "the directory \(parent) does not exist",
-                    advice: "make it first")
+        while true {
+            let path = parent + prefix + Self.token()
+            let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+            guard descriptor >= 0 else {
+                if errno == EEXIST || errno == EINTR { continue }
+                var error = CopyError.system(errno, "make \(destination)", otherwise: .cannotCreate)
+                if error.kind == .missing {
+                    error = CopyError(
+                        .cannotCreate, "make \(destination)", "the directory \(parent) does not exist",
+                        advice: "make it first")
+                }
+                throw error
             }
-            throw error
+            // Before it was locked it could be taken for a dead one's. Where nothing can be locked nothing is.
+            let number = Self.lock(descriptor)
+            if number != EAGAIN, number != EACCES, Self.leads(path, to: descriptor) {
+                self.path = path
+                self.descriptor = descriptor
+                return
+            }
+            close(descriptor)
         }
-        close(descriptor)
     }
 
     /// What the temporary names of a file of that name begin with.
     static func prefix(of name: String) -> String { ".\(name).partial-" }
 
-    deinit { abandon() }
+    deinit {
+        abandon()
+        close(descriptor)
+    }
+
+    /// What its name ends with: process numbers say nothing to other machines and containers.
+    private static func token() -> String {
+        let digits = String(UInt64.random(in: 0...UInt64.max), radix: 16)
+        return String(repeating: "0", count: tokenDigits - digits.count) + digits
+    }
+
+    private static let tokenDigits = 16
+    /// F_OFD_SETLK, fcntl(2), <linux/fcntl.h>; the C library's module has it not.
+    private static let setOpenFileLock: Int32 = 37
+
+    /// Locks one byte far behind all content, for the open file and not for the process: whoever writes the file may
+    /// lock it in his own way, and where locks are enforced they are not in the way of writing.
+    /// - Returns: the error's number, 0 for none.
+    private static func lock(_ descriptor: Int32) -> Int32 {
+        var range = flock()
+        range.l_type = Int16(F_WRLCK)
+        range.l_whence = Int16(SEEK_SET)
+        range.l_start = CopyLimits.draftLockOffset
+        range.l_len = 1
+        while fcntl(descriptor, setOpenFileLock, &range) != 0 {
+            if errno != EINTR { return errno }
+        }
+        return 0
+    }
+
+    /// Whether its name leads to what was made under it, and not to nothing or another file.
+    var isInPlace: Bool { Self.leads(path, to: descriptor) }
+
+    private static func leads(_ path: String, to descriptor: Int32) -> Bool {
+        var (own, found) = (stat(), stat())
+        return fstat(descriptor, &own) == 0 && lstat(path, &found) == 0 && own.st_dev == found.st_dev
+            && own.st_ino == found.st_ino
+    }
 
     /// Removes what makers of the same name left that were killed. What cannot be removed only takes space.
     private static func clearLeftovers(_ prefix: String, in parent: String) {
@@ -47,16 +95,16 @@ public final class FileDraft {
             let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
                 String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
             }
-            guard name.hasPrefix(prefix), let maker = pid_t(name.dropFirst(prefix.count)), maker > 0,
-                kill(maker, 0) != 0, errno == ESRCH
+            let token = name.dropFirst(prefix.count)
+            guard name.hasPrefix(prefix), token.utf8.count == tokenDigits, token.allSatisfy(\.isHexDigit)
             else { continue }
             let descriptor = openat(dirfd(directory), name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
             guard descriptor >= 0 else { continue }
             defer { close(descriptor) }
             var information = stat()
-            // Unlocked: who else wrote it is gone as well. A directory is a copy's.
+            // Locked: its maker lives. A directory is a copy's.
             guard fstat(descriptor, &information) == 0, information.st_mode & S_IFMT == S_IFREG,
-                flock(descriptor, LOCK_EX | LOCK_NB) == 0
+                lock(descriptor) == 0
             else { continue }
             unlinkat(dirfd(directory), name, 0)
         }

@@ -12,6 +12,8 @@ public enum CopyLimits {
     public static let transferBytes = 4 << 20
     /// Findings after which `verify` stops listing: the copy is bad enough.
     public static let findings = 1_000
+    /// Where a file in the making is locked, bytes; far behind whatever it holds.
+    static let draftLockOffset = 1 << 62
     /// So long, seconds, a table of contents that was built waits until nobody else uses the copy.
     public static let attachSeconds: UInt64 = 600
     /// The chunk sizes that a manifest may name, bytes; powers of two.

@@ -61,6 +61,12 @@ extension PhysicalCopy {
         let description = try TableOfContentsFile.describe(draft.path)
         try Files.synchronize(draft.path)
         try takeForChanging(waiting)
+        // Before the manifest gives up the one that there is.
+        guard draft.isInPlace else {
+            throw CopyError(
+                .cannotCreate, "put the table of contents into \(directory)",
+                "\(draft.path) was removed or replaced meanwhile", advice: "build it again")
+        }
         var next = manifest
         if manifest.toc != nil {
             next.toc = nil

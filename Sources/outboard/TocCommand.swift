@@ -66,7 +66,7 @@ struct TocCommand: AsyncParsableCommand {
             let draft: FileDraft
             do throws(CopyError) { draft = try copy.tocDraft() } catch { throw AgentError(error) }
             let summary = try TocBuild.run(
-                nbd: uri, executable: Sequences.executable, into: draft.path, info: info,
+                nbd: uri, executable: Sequences.executable, into: draft.path, inPlace: true, info: info,
                 cancellation: cancellation
             ) { counts in
                 observer.progress(

@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import PhysicalCopy
 import TestSupport
 import Testing
 
@@ -72,6 +73,25 @@ import Testing
         #expect(nothing.isSuccess && nothing.output.isEmpty)
         let problems = try Outboard.run(["toc", copy, "--problems"])
         #expect(problems.isSuccess && problems.output.isEmpty)
+    }
+
+    @Test("One that was killed leaves one file, and the next takes it away") func killed() throws {
+        let copy = try Self.copy(in: scratch, options: Self.withoutToc)
+        func names() throws -> Set<String> { Set(try FileManager.default.contentsOfDirectory(atPath: copy)) }
+        let before = try names()
+        // As long as the copy is read it is not put into it.
+        var reader: PhysicalCopy? = try PhysicalCopy(copy)
+        let process = try Outboard.start(["toc", copy])
+        try waitUntil("it is built and waits") { process.errors.contains("waiting until nobody") }
+        process.signal(SIGKILL)
+        #expect(process.waitForExit() == .signal(SIGKILL))
+        let left = try names().subtracting(before)
+        #expect(left.count == 1 && left.first?.hasPrefix(".toc.sqlite.partial-") == true, "\(left)")
+        withExtendedLifetime(reader) {}
+        reader = nil
+        let next = try Outboard.run(["toc", copy])
+        #expect(next.isSuccess, "\(next)")
+        #expect(try names() == before.union(["toc.sqlite"]))
     }
 
     @Test func whatIsNotThereSaysSo() throws {

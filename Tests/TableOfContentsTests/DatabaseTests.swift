@@ -1,4 +1,5 @@
 import Blocks
+import Foundation
 import Glibc
 import TestSupport
 import Testing
@@ -258,6 +259,25 @@ enum SampleVolume {
             #expect(access(scratch("toc.sqlite"), F_OK) != 0)
             #expect(access(scratch("toc.sqlite.partial"), F_OK) != 0)
         }
+    }
+
+    /// A caller's draft becomes the database, and nothing lies beside it meanwhile.
+    @Test func aDraftIsBuiltInPlace() throws {
+        let path = scratch("draft")
+        func build() throws {
+            try TocBuilder.build(at: path, inPlace: true, info: SampleVolume.info) {
+                builder throws(TocError) in
+                for record in SampleVolume.tree() { try builder.put(record) }
+                let names = try? FileManager.default.contentsOfDirectory(atPath: scratch.path)
+                #expect(names == ["draft"])
+            }
+        }
+        #expect(throws: TocError.self) { try build() }
+        #expect(FileManager.default.createFile(atPath: path, contents: nil))
+        try build()
+        #expect(try TocDatabase(path).resolve("/docs/a.log") != nil)
+        #expect(try FileManager.default.contentsOfDirectory(atPath: scratch.path) == ["draft"])
+        #expect(throws: TocError.self, "it is not empty any more") { try build() }
     }
 
     /// What goes wrong while one is built leaves the one that was there.

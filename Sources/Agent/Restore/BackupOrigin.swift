@@ -150,8 +150,7 @@ private final class Destination {
             return
         }
         bridge = nil
-        // The host of a live restore has the lock.
-        lock = site.isLive ? -1 : try Self.lock(site.path)
+        lock = site.isLocked ? -1 : try Self.lock(site.path)
         do throws(AgentError) { store = try world.openStore(site.path, true) } catch {
             if lock >= 0 { Glibc.close(lock) }
             throw error

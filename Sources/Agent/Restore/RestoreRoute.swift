@@ -25,7 +25,7 @@ final class RestoreRoute {
     /// By a private bridge; data on a standing bridge's unit are read from there and written by the private one.
     func find(to site: RestoreSite, from data: RestoreSource) throws(AgentError) {
         var place = PrivateUnit(1, site.path, isReadOnly: false)
-        place.isLocked = !site.isLive
+        place.isLocked = !site.isLocked
         let local = data.path.map { PrivateUnit(0, $0, isReadOnly: true) }
         let own = try world.startPrivateBridge([local, place].compactMap(\.self), cancellation)
         bridge = own

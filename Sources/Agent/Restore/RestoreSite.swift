@@ -17,6 +17,9 @@ final class RestoreSite {
     private let line: (any HostLine)?
     /// The source of a running host, which keeps its lock on it.
     var isLive: Bool { line != nil }
+    /// Locked already: by its host; or it is a draft, which has a lock of its own that on a file system of the network
+    /// may exclude others.
+    var isLocked: Bool { isLive || isBlank }
     private let observer: any SequenceObserver
     private let freezeSeconds: Double
     /// The host was frozen by us.

@@ -16,23 +16,26 @@ public enum TocBuild {
     ///   - nbd: the volume's URI.
     ///   - executable: this program.
     ///   - path: where the database is to be, in place of what is there; it is flushed, and its name, too.
+    ///   - inPlace: the path is an empty draft's, which becomes the database itself.
     ///   - info: with the volume's size.
     ///   - progress: called now and then.
     /// - Throws: 73 when the database cannot be written, 75 when cancelled, 69 when the volume is not there any more.
     ///   Then there is nothing new at `path`.
     public static func run(
-        nbd: String, executable: String, into path: String, info: TocInfo, cancellation: CancellationToken,
+        nbd: String, executable: String, into path: String, inPlace: Bool = false, info: TocInfo,
+        cancellation: CancellationToken,
         progress: @escaping (TocCounts) -> Void = { _ in }
     ) throws(AgentError) -> Summary {
         let reading = VolumeReading(nbd: nbd, volumeSize: info.volumeSize, executable: executable)
-        return try run(into: path, info: info, progress: progress) { builder throws(AgentError) in
+        return try run(into: path, inPlace: inPlace, info: info, progress: progress) {
+            builder throws(AgentError) in
             try reading.run(.files, into: builder, cancellation: cancellation)
         }
     }
 
     /// The same of whatever `read` puts into its sink.
     static func run(
-        into path: String, info: TocInfo, progress: @escaping (TocCounts) -> Void,
+        into path: String, inPlace: Bool = false, info: TocInfo, progress: @escaping (TocCounts) -> Void,
         _ read: (any RecordSink) throws(AgentError) -> VolumeReading.Summary
     ) throws(AgentError) -> Summary {
         let start = MonotonicClock.now
@@ -40,7 +43,7 @@ public enum TocBuild {
         var failure: AgentError?
         let counts: TocCounts
         do throws(TocError) {
-            counts = try TocBuilder.build(at: path, info: info, progress: progress) {
+            counts = try TocBuilder.build(at: path, inPlace: inPlace, info: info, progress: progress) {
                 builder throws(TocError) in
                 do throws(AgentError) { found = try read(builder) } catch {
                     failure = error

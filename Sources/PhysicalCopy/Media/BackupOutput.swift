@@ -96,8 +96,6 @@ public final class BackupOutput {
     ) throws(CopyError) -> (Int32, Place) {
         let draft = try FileDraft(for: path)
         let descriptor = try open(draft.path, O_WRONLY, action)
-        // As long as somebody holds it, it is no leftover.
-        flock(descriptor, LOCK_EX | LOCK_NB)
         return (descriptor, .file(draft, isReplacing: isReplacing))
     }
 

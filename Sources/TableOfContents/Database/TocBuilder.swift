@@ -5,7 +5,8 @@ import Glibc
 
 /// Puts what readers find into a new database, in one transaction and with memory that does not grow with the files.
 ///
-/// Until it is complete and flushed the file has another name beside its own. Not for several threads at once.
+/// Until it is complete and flushed the file has another name beside its own, which is the builder's or the caller's.
+/// Not for several threads at once.
 public final class TocBuilder: RecordSink {
     /// What was put so far.
     public private(set) var counts = TocCounts()
@@ -29,6 +30,8 @@ public final class TocBuilder: RecordSink {
 
     /// Makes a database at `path`, in place of what is there.
     /// - Parameters:
+    ///   - inPlace: an empty file is there under a name that is not the final one, and becomes the database itself; when
+    ///     that fails it is of no use.
     ///   - progress: called now and then.
     ///   - body: puts records, of one file system after another.
     ///   One that has no end when the next one begins was not read to its end: what came of it stays.
@@ -36,12 +39,20 @@ public final class TocBuilder: RecordSink {
     ///   nothing new at `path`.
     @discardableResult
     public static func build(
-        at path: String, info: TocInfo, progress: @escaping (TocCounts) -> Void = { _ in },
+        at path: String, inPlace: Bool = false, info: TocInfo,
+        progress: @escaping (TocCounts) -> Void = { _ in },
         _ body: (TocBuilder) throws(TocError) -> Void
     ) throws(TocError) -> TocCounts {
+        if inPlace {
+            try requireEmpty(path)
+            let counts = try fill(path, info, progress, body)
+            try flush(path, O_RDWR)
+            return counts
+        }
         let temporary = path + ".partial"
         try remove(temporary)
         do throws(TocError) {
+            try make(temporary)
             let counts = try fill(temporary, info, progress, body)
             try publish(temporary, as: path)
             return counts
@@ -57,9 +68,6 @@ public final class TocBuilder: RecordSink {
         _ body: (TocBuilder) throws(TocError) -> Void
     ) throws(TocError) -> TocCounts {
         do {
-            let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-            guard descriptor >= 0 else { throw system(path) }
-            close(descriptor)
             var configuration = Configuration()
             // One that ends early is closed with its transaction, and removed.
             configuration.allowsUnsafeTransactions = true
@@ -339,6 +347,20 @@ extension TocBuilder {
     private static func system(_ path: String) -> TocError {
         TocError(
             .cannotCreate, "writing the table of contents \(path): \(String(cString: strerror(errno)))")
+    }
+
+    private static func make(_ path: String) throws(TocError) {
+        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
+        guard descriptor >= 0 else { throw system(path) }
+        close(descriptor)
+    }
+
+    private static func requireEmpty(_ path: String) throws(TocError) {
+        var status = stat()
+        guard stat(path, &status) == 0 else { throw system(path) }
+        guard status.st_mode & S_IFMT == S_IFREG, status.st_size == 0 else {
+            throw TocError(.cannotCreate, "writing the table of contents \(path): it is no empty file")
+        }
     }
 
     private static func remove(_ path: String) throws(TocError) {
