@@ -53,4 +53,8 @@ public enum AgentLimits {
     public static let zeroBytes: UInt64 = 1 << 30
     /// Files of a restore from a backup that are open at once.
     public static let openTargets = 64
+    /// Bytes of a dead restore's record that are believed; temporary files of which it tells further on stay.
+    static let restoreRecordBytes = 64 << 20
+    /// Bytes of one directory's path in it, which leads at most ``TocLimits/depth`` directories down.
+    static let recordedPathBytes = 1 << 20
 }

@@ -27,7 +27,8 @@ struct RestoreFileCommand: AsyncParsableCommand {
 
             With --from-backup they come from a backup, which is read once from front to back and compared with \
             its checksums on the way; - is standard input. No file has its name then before all of it has \
-            passed. The backup's table of contents is kept in $TMPDIR (or /var/tmp) meanwhile.
+            passed; directories, symbolic links, devices, fifos and sockets, which the table of contents holds \
+            wholly, are made at once and stay when the rest fails. The backup's table of contents is kept in $TMPDIR (or /var/tmp) meanwhile.
 
             SIGINT, SIGTERM and SIGHUP stop it; exit status 75. Files that were complete then are there, others \
             are not; directories may lack their owner, mode and times. Killed outright, it leaves temporary files \

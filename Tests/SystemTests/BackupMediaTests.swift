@@ -164,6 +164,58 @@ import Testing
         }
     }
 
+    @Test("Also what the table of contents holds gets no name before all has passed")
+    func nothingIsNamedTooEarly() throws {
+        let crafted = try CraftedCopy(mode: "append", size: 2 << 20)
+        crafted.inline("inline", CraftedCopy.bytes("hello"))
+        crafted.inline("empty", [])
+        crafted.add(.regular, CraftedCopy.bytes("none"))
+        try crafted.finish()
+        let backup = crafted.scratch("backup.tar")
+        #expect(try Outboard.run(["backup", crafted.copy, "--to", backup]).isSuccess)
+        func restore() throws -> ProgramResult {
+            try Outboard.run([
+                "restore", "file", "--from-backup", backup, "/inline", "/empty", "/none", "--to",
+                crafted.scratch("out"),
+            ])
+        }
+        let whole = try Data(contentsOf: URL(fileURLWithPath: backup))
+        try whole.prefix(whole.count - (1 << 20)).write(to: URL(fileURLWithPath: backup))
+        let cut = try restore()
+        #expect(cut.status == 65, "\(cut)")
+        #expect(try crafted.names("out") == [])
+        try whole.write(to: URL(fileURLWithPath: backup))
+        let restored = try restore()
+        #expect(restored.isSuccess, "\(restored)")
+        #expect(try crafted.names("out") == ["inline", "empty", "none"])
+        #expect(try contents(crafted.scratch("out/inline")) == CraftedCopy.bytes("hello"))
+    }
+
+    @Test("Originals without content are holes in a file", arguments: [false, true])
+    func zeroOriginalsAreHoles(isFromUnit: Bool) throws {
+        let crafted = try CraftedCopy(mode: "append", isOnUnit: isFromUnit)
+        // Zeros from 1 MiB to 1.25 MiB, all of it overwritten after the instant.
+        let content = crafted.file(
+            "file", size: 512 << 10,
+            [FileExtent(fileOffset: 0, volumeOffset: 896 << 10, count: 512 << 10)]
+        ).content
+        try crafted.finish()
+        let backup = crafted.scratch("backup.tar")
+        if isFromUnit {
+            #expect(try crafted.restore(["/file"], to: "out").isSuccess)
+        } else {
+            #expect(try Outboard.run(["backup", crafted.copy, "--to", backup]).isSuccess)
+            let restored = try Outboard.run([
+                "restore", "file", "--from-backup", backup, "/file", "--to", crafted.scratch("out"),
+            ])
+            #expect(restored.isSuccess, "\(restored)")
+        }
+        let file = crafted.scratch("out/file")
+        #expect(try contents(file) == content)
+        var status = stat()
+        #expect(stat(file, &status) == 0 && status.st_blocks * 512 <= 288 << 10, "\(status.st_blocks)")
+    }
+
     @Test func aDamagedCopyIsNotBackedUp() throws {
         let crafted = try CraftedCopy(mode: "append", size: 2 << 20)
         let scratch = crafted.scratch

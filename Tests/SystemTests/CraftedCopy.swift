@@ -86,6 +86,12 @@ final class CraftedCopy {
 
     func put(_ record: VolumeRecord) { records.append(record) }
 
+    /// A file whose content stands in the table of contents.
+    func inline(_ name: String, _ content: [UInt8]) {
+        let node = add(.regular, Self.bytes(name)) { $0.size = UInt64(content.count) }
+        put(.stream(FileStream(.init(node: node), size: UInt64(content.count), storage: .inline(content))))
+    }
+
     /// A file of extents.
     /// - Returns: its address, and what is in it.
     @discardableResult
@@ -145,7 +151,8 @@ final class CraftedCopy {
         let info = TocInfo(
             tool: "test", volume: manifest.volume.uuid.lowercased(), volumeSize: manifest.volume.size,
             epoch: manifest.epoch.uuid.lowercased(), instant: manifest.epoch.institutedAt)
-        try TocBuilder.build(at: draft.path, info: info) { [records] builder throws(TocError) in
+        try TocBuilder.build(at: draft.path, inPlace: true, info: info) {
+            [records] builder throws(TocError) in
             for record in records { try builder.put(record) }
             try builder.put(.end)
         }

@@ -67,6 +67,41 @@ import Testing
         #expect(try contents(crafted.scratch("out/d/in")) == content)
     }
 
+    /// A record with its own mark, as none comes from a volume.
+    private static func forge(_ path: String, _ bytes: Data) throws {
+        try Data().write(to: URL(fileURLWithPath: path))
+        var status = stat()
+        #expect(stat(path, &status) == 0)
+        let handle = try FileHandle(forWritingTo: URL(fileURLWithPath: path))
+        try handle.write(
+            contentsOf: Data("outboard restore \(status.st_dev):\(status.st_ino)".utf8) + [0] + bytes)
+        try handle.close()
+    }
+
+    @Test("Restored files whose names are those of leftovers are the user's")
+    func named() throws {
+        let crafted = try CraftedCopy(mode: "overlay")
+        // A zero byte alone names the directory itself; the next has a record's mark, though not its own.
+        let mark = Array("outboard restore 1:2".utf8) + [0, 0]
+        let contents: [String: [UInt8]] = [
+            ".outboard-12ab.partial": [0], ".outboard-12ab-1.partial": Array("kept".utf8),
+            ".outboard-34cd.partial": mark, ".outboard-34cd-1.partial": Array("kept".utf8),
+            ".outboard-56ef.partial": [], "one": Array("one".utf8),
+        ]
+        for (name, bytes) in contents { crafted.inline(name, bytes) }
+        try crafted.finish()
+        for options in [[], [], ["--force"], []] {
+            // Where they are, they are told as such without --force.
+            let restored = try crafted.restore(["/"], to: "out", options)
+            #expect(!restored.errors.contains("cleared"), "\(restored)")
+            for (name, bytes) in contents {
+                #expect(
+                    try Data(contentsOf: URL(fileURLWithPath: crafted.scratch("out/" + name))) == Data(bytes))
+            }
+            #expect(try crafted.names("out") == Set(contents.keys))
+        }
+    }
+
     @Test("A record that somebody else made leads nowhere else")
     func forged() throws {
         let crafted = try CraftedCopy(mode: "overlay")
@@ -85,9 +120,8 @@ import Testing
         let record = ["../outside", "link", "d/../../outside", crafted.scratch("outside"), "none", ""]
         var bytes = Data()
         for path in record { bytes += Data(path.utf8) + [0] }
-        // Not written to its end.
-        bytes += Data("d".utf8)
-        try bytes.write(to: URL(fileURLWithPath: out + "/.outboard-abc.partial"))
+        // Longer than any path, and not written to its end.
+        try Self.forge(out + "/.outboard-abc.partial", bytes + Data(repeating: 0x61, count: 3 << 20))
         let restored = try crafted.restore(["/one"], to: "out")
         #expect(restored.isSuccess && restored.errors.contains("1 temporary file "), "\(restored)")
         func isThere(_ name: String) -> Bool {

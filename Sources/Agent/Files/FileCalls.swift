@@ -7,6 +7,8 @@ enum FileCalls {
     static let pathOnly: Int32 = 0o10_000_000
     static let noReplace: UInt32 = 1
     static let omitTime = (1 << 30) - 2
+    private static let keepSize: Int32 = 1
+    private static let punchHole: Int32 = 2
 
     private typealias Rename =
         @convention(c) (Int32, UnsafePointer<CChar>, Int32, UnsafePointer<CChar>, UInt32) -> Int32
@@ -17,7 +19,10 @@ enum FileCalls {
         @convention(c) (UnsafePointer<CChar>, UnsafePointer<CChar>, UnsafeRawPointer?, Int, Int32) -> Int32
     private typealias RemoveByDescriptor = @convention(c) (Int32, UnsafePointer<CChar>) -> Int32
 
+    private typealias Allocate = @convention(c) (Int32, Int32, off_t, off_t) -> Int32
+
     // Looked up once.
+    private static let allocate = find("fallocate", Allocate.self)
     private static let rename = find("renameat2", Rename.self)
     private static let synchronize = find("syncfs", Synchronize.self)
     private static let setByDescriptor = find("fsetxattr", SetByDescriptor.self)
@@ -59,6 +64,12 @@ enum FileCalls {
     static func removeAttribute(_ descriptor: Int32, _ name: String) -> Int32 {
         guard let removeByDescriptor else { return missing() }
         return removeByDescriptor(descriptor, name)
+    }
+
+    /// fallocate(2): a range of a file reads as zeros and takes no space.
+    static func makeHole(_ descriptor: Int32, _ offset: UInt64, _ count: UInt64) -> Int32 {
+        guard let allocate else { return missing() }
+        return allocate(descriptor, keepSize | punchHole, off_t(offset), off_t(count))
     }
 
     /// The names in a directory, `.` and `..` among them, as far as they can be read.

@@ -63,6 +63,8 @@ public final class FileRestore {
     var waitingLinks: [(directory: RestoreDirectory, entry: TocEntry)] = []
     /// Directories that get their metadata in the end.
     var finished: [(directory: RestoreDirectory, metadata: FileMetadata)] = []
+    /// Directories that were there, on other file systems than the topmost one's, and got names.
+    private var namedElsewhere: [FileIdentity: RestoreDirectory] = [:]
     private var waiting: [(directory: RestoreDirectory, entry: TocEntry)] = []
     private var seen: Set<NodeKey> = []
     private var temporaryNames = 0
@@ -192,7 +194,9 @@ public final class FileRestore {
         guard parent.depth < TocLimits.depth else {
             throw FileProblem("it lies too deep", status: .corrupt)
         }
-        enter(entry, try directories.make(entry.name, in: parent, made: made))
+        let directory = try directories.make(entry.name, in: parent, made: made)
+        if directory.isNew { noteName(in: parent) }
+        enter(entry, directory)
         report.directories += 1
     }
 
@@ -246,7 +250,9 @@ public final class FileRestore {
     }
 
     private func moveBatch() throws(AgentError) {
-        guard !batch.plan.pieces.isEmpty else { return }
+        // What passes by but once is moved, or at least seen to its end, before anything gets its name.
+        let passesBy = batchFiles == Int.max && !batch.files.isEmpty
+        guard passesBy || !batch.plan.pieces.isEmpty else { return }
         do throws(AgentError) { try move(batch) } catch {
             try requireOfOneFile(error)
             // Whose is it?
@@ -280,7 +286,20 @@ public final class FileRestore {
                 }
             } catch { report.fail(directory.path(base), error) }
         }
+        for directory in namedElsewhere.values {
+            do throws(FileProblem) {
+                guard fsync(try directories.descriptor(of: directory)) == 0 else {
+                    throw .system(errno, "flushing it")
+                }
+            } catch { report.fail(directory.path(base), error) }
+        }
         do throws(FileProblem) { try flush() } catch { report.fail(base, error) }
+    }
+
+    /// Something got a name there, which has to be flushed: directories that are new are in the end, all of them.
+    func noteName(in directory: RestoreDirectory) {
+        guard !directory.isNew, !isFlushedWithAll(directory.identity) else { return }
+        namedElsewhere[directory.identity] = directory
     }
 
     /// Whether ``flush()`` reaches it: nothing else may be mounted between.

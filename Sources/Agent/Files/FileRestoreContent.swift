@@ -43,6 +43,7 @@ extension FileRestore {
         }
         made.insert(identity)
         directory.give(name)
+        noteName(in: directory)
     }
 
     /// For a file system without a rename that replaces nothing. It may have hard links, which replace nothing either;

@@ -5,7 +5,9 @@ import Glibc
 /// the process dies, however that comes: then nobody holds it, and the next restore into the directory takes away what
 /// the dead one has left.
 ///
-/// Its content: for each directory its names from the restore's on, with slashes between, and a zero byte.
+/// Its content: by which device and inode number it is itself known, which no file has that came by its name and content
+/// otherwise, from a restored volume for one; then for each directory its names from the restore's on, with slashes
+/// between. A zero byte ends each.
 final class RestoreRecord {
     let token: String
     /// Of the directory that is restored to; valid as long as this is used.
@@ -30,6 +32,11 @@ final class RestoreRecord {
                 case EACCES, EPERM, EROFS: return nil
                 default: throw .system(errno, "making \(name)")
                 }
+            }
+            do throws(FileProblem) { try Self.append(Self.mark(of: descriptor), to: descriptor) } catch {
+                unlinkat(top, name, 0)
+                close(descriptor)
+                throw error
             }
             // Before it was locked it could be taken for a dead one's.
             let isLocked = flock(descriptor, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK
@@ -57,14 +64,25 @@ final class RestoreRecord {
             names.append(one.name)
             above = parent
         }
-        let line = Array(names.reversed().joined(separator: [UInt8(ascii: "/")])) + [0]
+        try Self.append(
+            Array(names.reversed().joined(separator: [UInt8(ascii: "/")])) + [0], to: descriptor)
+    }
+
+    private static func append(_ entry: [UInt8], to descriptor: Int32) throws(FileProblem) {
         var done = 0
-        while done < line.count {
-            let count = line[done...].withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
+        while done < entry.count {
+            let count = entry[done...].withUnsafeBytes { write(descriptor, $0.baseAddress, $0.count) }
             if count < 0, errno == EINTR { continue }
-            guard count > 0 else { throw .system(errno, "noting its directory") }
+            guard count > 0 else { throw .system(errno, "noting where temporary files are") }
             done += count
         }
+    }
+
+    /// What a record begins with.
+    private static func mark(of descriptor: Int32) throws(FileProblem) -> [UInt8] {
+        var status = stat()
+        guard fstat(descriptor, &status) == 0 else { throw .system(errno, "looking at the restore's record") }
+        return Array("outboard restore \(status.st_dev):\(status.st_ino)".utf8) + [0]
     }
 
     // MARK: What the dead have left
@@ -89,7 +107,7 @@ final class RestoreRecord {
             var status = stat()
             guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG,
                 status.st_uid == geteuid(), flock(descriptor, LOCK_EX | LOCK_NB) == 0,
-                leads(name, in: top, to: descriptor)
+                leads(name, in: top, to: descriptor), isRecord(descriptor)
             else { continue }
             forEachDirectory(of: descriptor) { cleared += clear("\(prefix)\(token)-", in: $0, below: top) }
             unlinkat(top, name, 0)
@@ -116,16 +134,29 @@ final class RestoreRecord {
         return cleared
     }
 
+    /// Whether it was made by a restore, under this very number: what a restore brought under such a name is the
+    /// user's. Where numbers are forgotten none is a record, and what it tells of stays.
+    private static func isRecord(_ descriptor: Int32) -> Bool {
+        // Of what cannot be looked at or read nothing is known.
+        guard let mark = try? mark(of: descriptor) else { return false }
+        var found = [UInt8](repeating: 0, count: mark.count)
+        guard pread(descriptor, &found, found.count, 0) == found.count, found == mark else { return false }
+        return lseek(descriptor, off_t(mark.count), SEEK_SET) == mark.count
+    }
+
     private static func forEachDirectory(of descriptor: Int32, _ body: ([UInt8]) -> Void) {
         var path: [UInt8] = []
         var part = [UInt8](repeating: 0, count: 64 << 10)
-        while true {
-            let count = read(descriptor, &part, part.count)
+        var left = AgentLimits.restoreRecordBytes
+        while left > 0 {
+            let count = read(descriptor, &part, min(part.count, left))
             if count < 0, errno == EINTR { continue }
             // One that was not written to its end has no files yet.
             guard count > 0 else { return }
+            left -= count
             for byte in part[..<count] {
                 if byte != 0 {
+                    guard path.count < AgentLimits.recordedPathBytes else { return }
                     path.append(byte)
                     continue
                 }

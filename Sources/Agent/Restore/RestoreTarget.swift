@@ -86,7 +86,10 @@ final class FileTargets: RestoreTarget {
     }
 
     func writeZeroes(_ range: ByteRange, of number: Int) throws(AgentError) {
+        guard !range.isEmpty else { return }
         let descriptor = try descriptor(of: number)
+        // For whatever reason there is none: then they are written, which tells of what is really wrong.
+        if FileCalls.makeHole(descriptor, range.offset, range.count) == 0 { return }
         var position = range.offset
         let zeros = ZeroedMemory(count: Int(min(range.count, 1 << 20)))
         while position < range.end {
