@@ -85,7 +85,10 @@ extension FileSystemCase {
             let kind = options.contains("norock") ? ["--norock", "-J", "-joliet-long"] : ["-R"]
             try LoopMount.succeed(
                 "xorriso",
-                ["-hardlinks", "on", "-as", "mkisofs", "-quiet", "-iso-level", "3"] + kind + [
+                [
+                    "-hardlinks", "on", "-as", "mkisofs", "-quiet", "-iso-level", "3", "-input-charset",
+                    "UTF-8",
+                ] + kind + [
                     "-o", path, tree,
                 ])
             try LoopMount.succeed("rm", ["-rf", tree])

@@ -50,7 +50,12 @@ struct ISO9660Tests {
         try FileManager.default.createDirectory(
             atPath: scratch("tree/a/日本語"), withIntermediateDirectories: true)
         let path = scratch("joliet.iso")
-        try run("xorriso", ["-as", "mkisofs", "--norock", "-J", "-V", "Joliet", "-o", path, scratch("tree")])
+        try run(
+            "xorriso",
+            [
+                "-as", "mkisofs", "-input-charset", "UTF-8", "--norock", "-J", "-V", "Joliet", "-o", path,
+                scratch("tree"),
+            ])
         let listed = try ListedVolume.read(try open(path))
         #expect(listed.problems.isEmpty, "\(listed.problems)")
         #expect(listed.description?.label == "Joliet")
@@ -61,7 +66,8 @@ struct ISO9660Tests {
         let scratch = try ScratchDirectory()
         try makeTree(scratch("tree"))
         let path = scratch("iso")
-        try run("xorriso", ["-as", "mkisofs", "-R", "-J", "-o", path, scratch("tree")])
+        try run(
+            "xorriso", ["-as", "mkisofs", "-input-charset", "UTF-8", "-R", "-J", "-o", path, scratch("tree")])
         let sound = try [UInt8](Data(contentsOf: URL(fileURLWithPath: path)))
         for seed in 0..<50 as Range<UInt64> {
             var generator = SeededGenerator(seed: seed)
