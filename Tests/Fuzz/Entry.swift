@@ -16,6 +16,8 @@ enum FuzzTarget: String, CaseIterable {
     case ext
     /// Of an ISO 9660.
     case iso
+    /// Of an HFS+.
+    case hfs
     /// Of partition tables.
     case layout
 
@@ -38,6 +40,7 @@ enum FuzzTarget: String, CaseIterable {
         case .xfs: fuzzXFS(input)
         case .ext: fuzzExt(input)
         case .iso: fuzzISO(input)
+        case .hfs: fuzzHFS(input)
         case .layout: fuzzLayout(input)
         }
     }

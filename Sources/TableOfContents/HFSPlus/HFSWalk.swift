@@ -157,11 +157,13 @@ final class HFSWalk {
         var node = item.node
         if let data = item.data, node.kind == .symbolicLink {
             do throws(TocError) {
-                guard data.size <= UInt64(TocLimits.targetBytes) else {
-                    throw TocError(.damaged, "its target is too long")
+                guard (1...UInt64(TocLimits.targetBytes)).contains(data.size) else {
+                    throw TocError(.damaged, "its target has \(data.size) bytes")
                 }
                 let place = try extents(data, of: item.address, 0)
-                node.target = try disk.read(place, 0, Int(data.size))
+                let target = try disk.read(place, 0, Int(data.size))
+                guard !target.contains(0) else { throw TocError(.damaged, "its target is damaged") }
+                node.target = target
             } catch {
                 guard error.kind == .damaged else { throw error }
                 try telling.problem(node.address, error.description)
