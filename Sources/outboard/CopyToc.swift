@@ -9,20 +9,13 @@ struct CopyToc {
     let toc: TocDatabase
 
     /// - Throws: 66 when there is no such copy, or it has no table of contents; 65 when either is damaged.
-    init(_ path: String) throws { try self.init(try PhysicalCopy(path), named: path) }
+    init(_ path: String) throws { try self.init(try PhysicalCopy(path)) }
 
     /// The same for a copy that is open.
-    init(_ copy: PhysicalCopy, named path: String) throws {
+    init(_ copy: PhysicalCopy) throws {
         self.copy = copy
-        guard let file = copy.tocPath else {
-            throw Failure(
-                .missing,
-                "the copy \(copy.directory) has no table of contents; outboard toc \(path) builds one")
-        }
-        do throws(TocError) { toc = try TocDatabase(file) } catch {
-            throw Failure(
-                AgentError(error).failure.status,
-                "\(error.description); outboard toc \(path) builds it anew")
+        do throws(AgentError) { toc = try FileRestoreSequence.tableOfContents(of: copy) } catch {
+            throw error.failure
         }
     }
 

@@ -136,7 +136,7 @@ struct TocCommand: AsyncParsableCommand {
     }
 
     private func report(_ copy: PhysicalCopy, _ summary: TocBuild.Summary) throws {
-        let source = try CopyToc(copy, named: self.copy)
+        let source = try CopyToc(copy)
         let counts = summary.counts
         if json {
             return try Console.print(

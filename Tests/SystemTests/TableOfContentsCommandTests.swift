@@ -106,6 +106,16 @@ import Testing
         #expect(try Outboard.run(["find", copy, ""]).status == 64)
         #expect(try Outboard.run(["find", copy, "a/b"]).status == 64)
         #expect(try Outboard.run(["ls", scratch("none")]).status == 66)
+        let another = "UPDATE info SET value = 'another' WHERE key = 'epoch'"
+        #expect(try runProgram("sqlite3", [copy + "/toc.sqlite", another]).isSuccess)
+        for command in [
+            ["ls", copy], ["find", copy, "x"], ["toc", copy, "--problems"], ["cat", copy, "/x"],
+        ] {
+            let result = try Outboard.run(command)
+            #expect(result.status == 65, "\(result)")
+            #expect(result.errors.contains("of another copy"), "\(result)")
+            #expect(result.errors.contains("outboard toc \(copy) builds it anew"), "\(result)")
+        }
         // A damaged one is found by those who use it, and replaced.
         let handle = try FileHandle(forWritingTo: URL(fileURLWithPath: copy + "/toc.sqlite"))
         try handle.write(contentsOf: Data(count: 4096))

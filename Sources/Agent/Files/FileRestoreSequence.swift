@@ -99,8 +99,12 @@ public final class FileRestoreSequence {
         guard let path = copy.tocPath else {
             throw AgentError(
                 .inputMissing, doing: "reading the table of contents of", to: copy.directory,
-                because: "it has none", advice: "have it made with `outboard toc`")
+                because: "it has none", advice: "outboard toc \(copy.directory) builds one")
         }
-        return try openToc(at: path, of: copy.manifest, in: copy.directory)
+        do throws(AgentError) { return try openToc(at: path, of: copy.manifest, in: copy.directory) } catch {
+            var error = error
+            if error.status == .corrupt { error.advice = "outboard toc \(copy.directory) builds it anew" }
+            throw error
+        }
     }
 }

@@ -83,7 +83,7 @@ func openToc(at path: String, of manifest: Manifest, in name: String) throws(Age
     else {
         throw AgentError(
             .corrupt, doing: "reading the table of contents of", to: name,
-            because: "it is of another copy", advice: "have it made anew with `outboard toc`")
+            because: "it is of another copy")
     }
     return toc
 }
