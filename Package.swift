@@ -146,12 +146,19 @@ if ProcessInfo.processInfo.environment["OUTBOARD_FUZZ"] != nil {
             swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
 }
 
-// The sanitizers' builds (scripts/test) need the modules where threads meet, and nothing else.
-if ProcessInfo.processInfo.environment["OUTBOARD_SANITIZE"] != nil {
-    let kept: Set = [
-        "CLibAIO", "CChecksum", "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "Bridge", "Host",
-        "TestSupport", "BlocksTests", "AsyncIOTests", "OriginalImageTests", "BridgeTests", "HostTests",
-    ]
+// Only these targets and what they need: for the sanitizers' builds (scripts/test), and for those who work on one module
+// (`OUTBOARD_ONLY=HostTests,BridgeTests swift test`).
+if let only = ProcessInfo.processInfo.environment["OUTBOARD_ONLY"] {
+    var kept: Set<String> = []
+    var wanted = only.split(separator: ",").map(String.init)
+    while let name = wanted.popLast() {
+        guard kept.insert(name).inserted, let target = package.targets.first(where: { $0.name == name }) else {
+            continue
+        }
+        for dependency in target.dependencies {
+            if case .byNameItem(let name, _) = dependency { wanted.append(name) }
+        }
+    }
     package.targets.removeAll { !kept.contains($0.name) }
     package.products.removeAll()
 }

@@ -28,6 +28,8 @@ public struct ControlError: Error, Codable, Hashable, Sendable, CustomStringConv
         case timedOut = -32008
         /// The host is shutting down.
         case ending = -32009
+        /// Somebody holds the epoch.
+        case epochHeld = -32010
     }
 
     public var code: Code

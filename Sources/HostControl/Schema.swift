@@ -14,6 +14,8 @@ public enum Limits {
     public static let idBytes = 1024
     /// Connections to the control socket at once.
     public static let connections = 16
+    /// Extents of one request or answer: they fit its line.
+    public static let extents = 1024
     /// The longest freeze that may be asked, seconds.
     public static let freezeSeconds = 300.0
 }
@@ -132,6 +134,9 @@ public enum CacheFullPolicy: String, Codable, Hashable, Sendable, CaseIterable {
     /// Writes wait a bounded time for its end, then as `abandon`; for a full cache only while the connection that
     /// began the epoch is there.
     case block
+    /// The host begins the next epoch at once; the agent that holds it has what was changed since the first copied again, and
+    /// its copy is as of the later instant (`snapshot.changes`). Without an agent as `abandon`.
+    case restartFrom = "restart-from"
 }
 
 public struct EpochStatus: Codable, Hashable, Sendable {
@@ -146,11 +151,17 @@ public struct EpochStatus: Codable, Hashable, Sendable {
     public var isHeld: Bool
     /// Why it is void, in words for people.
     public var voidReason: String?
+    /// Where the cache was full and the host began anew: the UUID of the epoch that the agent began, and how often the host
+    /// has begun anew since. Nil for an epoch that an agent began.
+    public var restartedFrom: String?
+    public var restarts: UInt64?
 
     public init(
         number: UInt64, uuid: String, state: EpochState, institutedAt: Int64, gateNanoseconds: UInt64,
-        isHeld: Bool, voidReason: String? = nil
+        isHeld: Bool, voidReason: String? = nil, restartedFrom: String? = nil, restarts: UInt64? = nil
     ) {
+        self.restartedFrom = restartedFrom
+        self.restarts = restarts
         self.number = number
         self.uuid = uuid
         self.state = state
@@ -196,6 +207,8 @@ public struct VolumeStatus: Codable, Sendable {
     public var epoch: EpochStatus?
     public var cacheCapacity: UInt64
     public var cacheUsed: UInt64
+    /// While an epoch is open and its cache fills: seconds until it is full, if it goes on as in the last seconds.
+    public var secondsToFull: Double?
     public var counters: VolumeCounters
     /// What writers waited, by kind.
     public var latencies: [String: LatencyHistogram]
@@ -207,8 +220,10 @@ public struct VolumeStatus: Codable, Sendable {
         volumeUUID: String, source: String, cache: String, size: UInt64, chunkSize: UInt64,
         durability: Durability, onCacheFull: CacheFullPolicy, isFrozen: Bool, uris: [String], socket: String,
         epoch: EpochStatus?, cacheCapacity: UInt64, cacheUsed: UInt64, counters: VolumeCounters,
-        latencies: [String: LatencyHistogram], flushFailure: String? = nil
+        latencies: [String: LatencyHistogram], flushFailure: String? = nil,
+        secondsToFull: Double? = nil
     ) {
+        self.secondsToFull = secondsToFull
         self.volumeUUID = volumeUUID
         self.source = source
         self.cache = cache
