@@ -198,6 +198,9 @@ extension HostClient {
         case .noSuchEpoch:
             status = .tryAgain
             advice = "somebody else ended or released the epoch: copy again"
+        case .epochHeld:
+            status = .tryAgain
+            advice = "the copy that began it is still running: wait for its end"
         case .frozen:
             status = .tryAgain
             advice = "wait until whoever froze the volume thaws it"
