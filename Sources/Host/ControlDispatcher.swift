@@ -69,15 +69,19 @@ struct ControlDispatcher: Sendable {
             }
         case SnapshotMarkMethod.name:
             return try run(SnapshotMarkMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.mark(epoch: try uuid(parameters))
+                try volume.mark(epoch: try uuid(parameters.epoch))
             }
         case SnapshotEndMethod.name:
             return try run(SnapshotEndMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.end(epoch: try uuid(parameters))
+                try volume.end(epoch: try uuid(parameters.epoch))
+            }
+        case SnapshotAdoptMethod.name:
+            return try run(SnapshotAdoptMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.adopt(epoch: try uuid(parameters.epoch), holder: holder)
             }
         case CacheReleaseMethod.name:
             return try run(CacheReleaseMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.release(epoch: try uuid(parameters))
+                try volume.release(epoch: try uuid(parameters.epoch))
                 return Empty()
             }
         case HostShutdownMethod.name:
@@ -129,8 +133,8 @@ struct ControlDispatcher: Sendable {
         }
     }
 
-    private func uuid(_ parameters: EpochParameters) throws(ControlError) -> UUID {
-        guard let uuid = UUID(uuidString: parameters.epoch) else {
+    private func uuid(_ text: String) throws(ControlError) -> UUID {
+        guard let uuid = UUID(uuidString: text) else {
             throw ControlError(.invalidParameters, "epoch is not a UUID")
         }
         return uuid

@@ -96,7 +96,8 @@ public final class CopyOnWriteVolume: BlockStore {
         size = source.size
         if case .resumed = log.finding, let found = log.epoch {
             let resumed = Epoch(
-                number: found.number, uuid: found.uuid, holder: nil, chunkCount: geometry.chunkCount)
+                number: found.number, uuid: found.uuid, holder: nil, chunkCount: geometry.chunkCount,
+                isResumed: true)
             log.forEachChunk { chunk in
                 resumed.claimed.insert(chunk)
                 resumed.preserved.insert(chunk)

@@ -22,7 +22,9 @@ final class Epoch: Sendable {
 
     let number: UInt64
     let uuid: UUID
-    let holder: EpochHolder?
+    /// Whether it was found open in the cache: of what was written before nobody here knows.
+    let isResumed: Bool
+    private let holding: Monitor<EpochHolder?>
     /// Chunks whose originals are committed.
     let preserved: ChunkBitmap
     /// Chunks that a writer has taken upon itself; it stays set when they are preserved.
@@ -33,16 +35,31 @@ final class Epoch: Sendable {
     let changes = Monitor(0)
     private let isVoiding = Atomic<Bool>(false)
 
-    init(number: UInt64, uuid: UUID, holder: EpochHolder?, chunkCount: UInt64) {
+    init(
+        number: UInt64, uuid: UUID, holder: EpochHolder?, chunkCount: UInt64, isResumed: Bool = false
+    ) {
         self.number = number
         self.uuid = uuid
-        self.holder = holder
+        self.isResumed = isResumed
+        holding = Monitor(holder)
         preserved = ChunkBitmap(count: chunkCount)
         claimed = ChunkBitmap(count: chunkCount)
     }
 
+    var holder: EpochHolder? { holding.withLock { $0 } }
+
     /// Whether somebody is there who may yet end it.
     var isHeld: Bool { holder?.isAlive ?? false }
+
+    /// Has it held by another, unless somebody is there who holds it.
+    /// - Returns: whether it is now.
+    func adopt(by holder: EpochHolder) -> Bool {
+        holding.withLock { current in
+            guard current?.isAlive != true else { return false }
+            current = holder
+            return true
+        }
+    }
 
     var phase: Phase { phaseWord.load(ordering: .acquiring) }
 

@@ -128,6 +128,25 @@ extension CopyOnWriteVolume {
         }
     }
 
+    /// Has the open epoch held by another connection, after the one that held it has gone.
+    /// - Throws: ``ControlError/Code/epochHeld``; ``ControlError/Code/noSuchEpoch`` also for one that was found in the
+    ///   cache.
+    public func adopt(epoch uuid: UUID, holder: EpochHolder) throws(ControlError) -> EpochStatus {
+        try inTurn { () throws(ControlError) in
+            try requireOpen(uuid)
+            guard let live = currentEpoch, live.uuid == uuid, !live.isResumed else {
+                throw ControlError(
+                    .noSuchEpoch,
+                    "the epoch \(uuid) was begun before the host was started anew, and what was written past "
+                        + "the host meanwhile is not known; release it and begin another")
+            }
+            guard live.adopt(by: holder) else {
+                throw ControlError(.epochHeld, "another connection holds the epoch \(uuid)")
+            }
+            return try statusOfEpoch()
+        }
+    }
+
     private func requireOpen(_ uuid: UUID) throws(ControlError) {
         guard let found = log.epoch, found.uuid == uuid, found.state != .released else {
             throw ControlError(.noSuchEpoch, "there is no epoch \(uuid)")

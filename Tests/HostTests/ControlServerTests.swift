@@ -142,6 +142,27 @@ private final class RawClient: @unchecked Sendable {  // one thread sends and on
         }
     }
 
+    @Test func anotherConnectionAdoptsWhatNobodyHolds() async throws {
+        try await serve { path, volume in
+            let other = try RawClient(path)
+            var epoch = ""
+            func adopt() -> String {
+                #"{"jsonrpc":"2.0","id":1,"method":"snapshot.adopt","params":{"epoch":"\#(epoch)"}}"#
+            }
+            #expect(try other.code(adopt()) == -32602)
+            do {
+                let client = try RawClient(path)
+                let begun = try client.ask(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.begin"}"#)
+                epoch = try #require((begun["result"] as? [String: Any])?["uuid"] as? String)
+                #expect(try other.code(adopt()) == -32010)
+            }
+            while volume.epochStatus?.isHeld == true { sched_yield() }
+            let adopted = try other.ask(adopt())["result"] as? [String: Any]
+            #expect(adopted?["uuid"] as? String == epoch && adopted?["isHeld"] as? Bool == true)
+            #expect(try RawClient(path).code(adopt()) == -32010)
+        }
+    }
+
     @Test func aFreezeBelongsToItsConnection() async throws {
         try await serve { path, volume in
             let (owner, other) = (try RawClient(path), try RawClient(path))
