@@ -232,7 +232,7 @@ public final class CopyEngine {
                 }
                 tries += 1
                 if tries < AsyncIOLimits.submissionTries {
-                    usleep(1000)
+                    BlockingThread.sleep(nanoseconds: 1_000_000)
                 } else {
                     complete(tag(ofQueued: sent), .failure(Errno(EAGAIN)))
                     sent += 1

@@ -47,7 +47,7 @@ public final class Monitor<State>: @unchecked Sendable {
     ) throws(Failure) -> Result {
         lock()
         defer {
-            pthread_cond_broadcast(condition)
+            notify()
             unlock()
         }
         return try body(&state)
@@ -60,7 +60,11 @@ public final class Monitor<State>: @unchecked Sendable {
         defer { unlock() }
         while true {
             if let result = body(&state) { return result }
-            precondition(pthread_cond_wait(condition, mutex) == 0)
+            if let simulation = Simulation.scheduler {
+                _ = waitSimulated(simulation, until: nil)
+            } else {
+                precondition(pthread_cond_wait(condition, mutex) == 0)
+            }
         }
     }
 
@@ -72,13 +76,38 @@ public final class Monitor<State>: @unchecked Sendable {
         defer { unlock() }
         while true {
             if let result = body(&state) { return result }
+            if let simulation = Simulation.scheduler {
+                if waitSimulated(simulation, until: deadline) { continue }
+                return body(&state)
+            }
             let code = pthread_cond_timedwait(condition, mutex, &time)
             if code == ETIMEDOUT { return body(&state) }
             precondition(code == 0)
         }
     }
 
-    private func lock() { precondition(pthread_mutex_lock(mutex) == 0) }
+    private func lock() {
+        if let simulation = Simulation.scheduler {
+            simulation.yield()
+            while pthread_mutex_trylock(mutex) != 0 { simulation.yield() }
+        } else {
+            precondition(pthread_mutex_lock(mutex) == 0)
+        }
+    }
+
+    private func notify() {
+        pthread_cond_broadcast(condition)
+        Simulation.scheduler?.wake(condition)
+    }
+
+    /// Only one thread runs in a simulation: nothing is missed between the unlocking and the waiting.
+    private func waitSimulated(_ simulation: any SimulatedScheduler, until deadline: UInt64?) -> Bool {
+        unlock()
+        let isWoken = simulation.wait(at: condition, until: deadline)
+        while pthread_mutex_trylock(mutex) != 0 { simulation.yield() }
+        return isWoken
+    }
+
     private func unlock() { precondition(pthread_mutex_unlock(mutex) == 0) }
 }
 
@@ -86,6 +115,7 @@ public final class Monitor<State>: @unchecked Sendable {
 public enum MonotonicClock {
     /// Nanoseconds since some moment of this boot.
     public static var now: UInt64 {
+        if let simulation = Simulation.scheduler { return simulation.now }
         var time = timespec()
         clock_gettime(CLOCK_MONOTONIC, &time)
         return UInt64(time.tv_sec) * 1_000_000_000 + UInt64(time.tv_nsec)
@@ -94,6 +124,12 @@ public enum MonotonicClock {
 
 /// A thread of the system, for work that blocks.
 public enum BlockingThread {
+    /// Holds the calling thread for so long.
+    public static func sleep(nanoseconds: UInt64) {
+        let nothing = Monitor(0)
+        _ = nothing.wait(nanoseconds: nanoseconds) { _ -> Void? in nil }
+    }
+
     private final class Start {
         let body: @Sendable () -> Void
         init(_ body: @escaping @Sendable () -> Void) { self.body = body }
@@ -105,6 +141,10 @@ public enum BlockingThread {
     public static func start(
         stackSize: Int = 512 << 10, _ body: @escaping @Sendable () -> Void
     ) -> Bool {
+        if let simulation = Simulation.scheduler {
+            simulation.start(body)
+            return true
+        }
         var attributes = pthread_attr_t()
         pthread_attr_init(&attributes)
         defer { pthread_attr_destroy(&attributes) }

@@ -1,3 +1,4 @@
+import FoundationEssentials
 import Glibc
 
 /// Ways to be wrong, to prove that the tests would notice. Nothing outside this package can turn one on, and the
@@ -39,6 +40,8 @@ package enum Checkpoint: Hashable, Sendable {
     case wroteSource
     /// A snapshot read has read the source and not yet looked again.
     case readSource
+    /// The epoch is open to the write path; the gate is still closed and drained. Nothing may be waited for here.
+    case instituted(UUID)
 }
 
 package typealias CheckpointHook = @Sendable (Checkpoint) -> Void

@@ -86,6 +86,7 @@ extension CopyOnWriteVolume {
         state.epoch = next
         epoch = next
         isEpochOpen.store(true, ordering: .releasing)
+        hook?(.instituted(next.uuid))
         next.gateNanoseconds.store(MonotonicClock.now &- standstill.since, ordering: .relaxed)
         return realTime()
     }
