@@ -53,6 +53,41 @@ extension StorageFile {
         return file.capabilities.contains(.unmaps)
     }
 
+    /// Makes a file longer; its new bytes are a hole. A device is measured anew: its owner makes it longer.
+    ///
+    /// It is done on the descriptor that is open, which has the lock and leads to the file that was found suitable:
+    /// whatever the path leads to by now. Direct writes to a file's last partial block assume that it stays the
+    /// last, so in direct mode it is refused.
+    public func grow(to size: UInt64) throws(StoreError) {
+        try requireWritable()
+        guard size > self.size else { return }
+        guard size <= UInt64(Int64.max) else { throw StoreError(.noSpace, errno: EFBIG) }
+        if isBlockDevice {
+            switch OpenCalls.deviceSize(bufferedDescriptor) {
+            case .success(let found): length.max(found, ordering: .relaxed)
+            case .failure(let error): throw StoreError(error)
+            }
+            guard self.size >= size else { throw StoreError(.noSpace, errno: ENOSPC) }
+            return
+        }
+        guard !isDirect else { throw StoreError(.notSupported) }
+        // Never shorter: somebody else may have made it longer.
+        if try fileSize() < size {
+            _ = try retrying { system.truncate(bufferedDescriptor, size) }
+            if case .failure(let error) = system.fsync(bufferedDescriptor) {
+                flushes.lose(error)
+                throw StoreError(error)
+            }
+        }
+        length.max(size, ordering: .relaxed)
+    }
+
+    private func fileSize() throws(StoreError) -> UInt64 {
+        var status = stat()
+        guard fstat(bufferedDescriptor, &status) == 0 else { throw StoreError(Errno(errno)) }
+        return UInt64(status.st_size)
+    }
+
     /// Only whole pages are given back. A device's discard would be allowed to leave anything at all to be
     /// read, so devices are asked for zeros with unmapping instead.
     public func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {

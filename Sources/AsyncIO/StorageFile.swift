@@ -50,9 +50,9 @@ public struct StorageIdentity: Hashable, Sendable {
 ///
 /// After a flush has failed, all that follow fail: what the system could not write it forgets, and a later flush
 /// that succeeded would hide that. Open the file again to go on.
-public final class StorageFile: BlockStore {
+public final class StorageFile: GrowableStore {
     public let path: String
-    public let size: UInt64
+    public var size: UInt64 { length.load(ordering: .relaxed) }
     public let access: StorageAccess
     public let identity: StorageIdentity
     public let capabilities: StoreCapabilities
@@ -75,6 +75,7 @@ public final class StorageFile: BlockStore {
     let ranges = RangeLock()
     let flushes = FlushQueue()
     let system: SystemCalls
+    let length: Atomic<UInt64>
     private let isClosed = Atomic(false)
 
     /// Opens what `path` leads to.
@@ -142,6 +143,7 @@ public final class StorageFile: BlockStore {
         system: SystemCalls
     ) throws(StorageError) {
         let opening = try OpenedFile(path, access: access, lock: lock)
+        let size: UInt64
         do throws(StorageError) {
             size = try opening.size()
             if let minimumSize, size < minimumSize {
@@ -156,6 +158,7 @@ public final class StorageFile: BlockStore {
         let direct =
             mode == .direct
             ? DirectDescriptor.open(path, access: access, identity: opening.identity) : nil
+        length = Atomic(size)
         self.path = path
         self.access = access
         self.mode = mode

@@ -47,6 +47,9 @@ struct SystemCalls: Sendable {
     var fsync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
         SystemCalls.result { Int(Glibc.fsync(fd)) }
     }
+    var truncate: @Sendable (Int32, UInt64) -> Result<Int, Errno> = { fd, size in
+        SystemCalls.result { Int(Glibc.ftruncate(fd, off_t(size))) }
+    }
     var fallocate: @Sendable (Int32, FallocateMode, UInt64, UInt64) -> Result<Int, Errno> = {
         fd, mode, offset, count in
         SystemCalls.result { Int(CLibAIO.fallocate(fd, mode.rawValue, off_t(offset), off_t(count))) }

@@ -9,7 +9,7 @@
 ///
 /// An operation that throws has done nothing, all, or a part of the work.
 public protocol BlockStore: AnyObject, Sendable {
-    /// Bytes; does not change while the store is open.
+    /// Bytes; does not change while the store is open, but for a ``GrowableStore`` that is asked to grow.
     var size: UInt64 { get }
 
     /// What the store can do; does not change while the store is open.
@@ -114,6 +114,16 @@ extension BlockStore {
         }
         if let failure { throw failure }
     }
+}
+
+/// A store that can be made longer while it is used. That is its owner's doing: whoever is given a store as a
+/// ``BlockStore`` may go on to take its size for what it was.
+public protocol GrowableStore: BlockStore {
+    /// Makes ``BlockStore/size`` at least `size` bytes, on stable storage at return; the new ones read as zeros if the
+    /// store makes them. What has that many already is left as it is. Operations may be under way meanwhile.
+    /// - Throws: ``StoreError/Code/noSpace`` where there are not so many; ``StoreError/Code/notSupported`` where
+    ///   this store cannot grow.
+    func grow(to size: UInt64) throws(StoreError)
 }
 
 /// A store that is never written, whoever asks.

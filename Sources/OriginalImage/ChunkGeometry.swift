@@ -47,7 +47,8 @@ public struct ChunkGeometry: Hashable, Sendable {
 
 /// Constants of the format (article <doc:OriginalImageLog>).
 public enum LogFormat {
-    public static let version: UInt32 = 1
+    /// The first one has no flags, and is written as long as none is set.
+    public static let versions: ClosedRange<UInt32> = 1...2
     /// What everything in the log is aligned to, and what a superblock and a batch's header take.
     public static let blockSize: UInt64 = 4096
     /// Where the first batch starts.

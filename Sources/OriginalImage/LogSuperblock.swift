@@ -26,6 +26,16 @@ public enum LogDurability: UInt8, Hashable, Sendable {
     case power
 }
 
+/// What a reader must know of an epoch's originals beyond their being there.
+public struct LogFlags: OptionSet, Hashable, Sendable {
+    public let rawValue: UInt32
+    public init(rawValue: UInt32) { self.rawValue = rawValue }
+
+    /// Originals may be missing of chunks that the epoch's copy had on stable storage before they were overwritten.
+    public static let passed = LogFlags(rawValue: 1 << 0)
+    static let known: LogFlags = [.passed]
+}
+
 /// One copy-on-write relation as the superblock describes it.
 public struct LogEpoch: Hashable, Sendable {
     /// 1 to ``LogLimits/counter``.
@@ -40,11 +50,13 @@ public struct LogEpoch: Hashable, Sendable {
     public var marker: LogPosition
     /// Why it is void, in words for people; empty otherwise.
     public var voidReason: String
+    public var flags: LogFlags
 
     public init(
         number: UInt64, uuid: UUID, state: LogState = .open, institutedAt: Int64, boot: UUID,
-        marker: LogPosition = .start, voidReason: String = ""
+        marker: LogPosition = .start, voidReason: String = "", flags: LogFlags = []
     ) {
+        self.flags = flags
         self.number = number
         self.uuid = uuid
         self.state = state
@@ -86,7 +98,8 @@ public struct LogSuperblock: Hashable, Sendable {
         var writer = BigEndianWriter(reserving: Int(LogFormat.blockSize))
         let reason = epoch.map { Self.cut($0.voidReason) } ?? []
         writer.integer(LogFormat.superblockMagic)
-        writer.integer(LogFormat.version)
+        let flags = epoch?.flags ?? []
+        writer.integer(flags.isEmpty ? LogFormat.versions.lowerBound : LogFormat.versions.upperBound)
         writer.integer(UInt32(geometry.chunkSize))
         writer.integer(generation)
         writer.uuid(volume)
@@ -95,7 +108,7 @@ public struct LogSuperblock: Hashable, Sendable {
         writer.integer(durability.rawValue)
         writer.integer(epoch?.state.rawValue ?? 0)
         writer.integer(UInt16(reason.count))
-        writer.zeros(4)
+        writer.integer(flags.rawValue)
         if let epoch {
             writer.integer(epoch.number)
             writer.uuid(epoch.uuid)
@@ -132,7 +145,7 @@ extension LogSuperblock {
         let sum = CRC32C.checksum(UnsafeRawBufferPointer(rebasing: bytes[..<LogFormat.crcOffset]))
         guard sum == bytes.bigEndian(at: LogFormat.crcOffset, as: UInt32.self) else { throw damaged }
         let version = bytes.bigEndian(at: 8, as: UInt32.self)
-        guard version == LogFormat.version else { throw .unsupportedVersion(version) }
+        guard LogFormat.versions.contains(version) else { throw .unsupportedVersion(version) }
         guard
             let geometry = ChunkGeometry(
                 volumeSize: bytes.bigEndian(at: 40),
@@ -152,7 +165,8 @@ extension LogSuperblock {
                 marker: LogPosition(
                     position: bytes.bigEndian(at: 112), sequence: bytes.bigEndian(at: 120),
                     entries: bytes.bigEndian(at: 128)),
-                voidReason: String(decoding: bytes[136..<136 + reasonCount], as: UTF8.self))
+                voidReason: String(decoding: bytes[136..<136 + reasonCount], as: UTF8.self),
+                flags: LogFlags(rawValue: bytes.bigEndian(at: 60)))
         }
         // The one check for everything reserved: what we understood must be all there is.
         guard (1...LogLimits.counter).contains(generation), self.position == position,
@@ -160,6 +174,7 @@ extension LogSuperblock {
             capacity <= LogLimits.volumeBytes, capacity % LogFormat.blockSize == 0,
             epoch.map({
                 (1...LogLimits.counter).contains($0.number) && $0.marker.position <= capacity
+                    && $0.flags.isSubset(of: .known)
             }) ?? true,
             encoded().elementsEqual(bytes)
         else { throw damaged }

@@ -55,12 +55,13 @@ public final class OriginalImageLog: Sendable {
         var isCommitting = false
         /// Batches that gather, the one to be written next first.
         var queue: [GatheringBatch] = []
+        /// Bytes that an epoch may take that is begun now.
+        var capacity: UInt64
     }
 
     public let store: any BlockStore
     public let settings: Settings
     public let finding: Finding
-    let capacity: UInt64
     let state: Monitor<State>
     let index = OriginalIndex()
     let gather = GatherBuffers()
@@ -73,7 +74,7 @@ public final class OriginalImageLog: Sendable {
     /// Opens the log in `store`, makes one there if the store is blank, and recovers an open epoch.
     public init(_ store: any BlockStore, settings: Settings) throws(LogError) {
         let available = min(settings.capacity ?? store.size, store.size)
-        capacity = min(available, LogLimits.volumeBytes).roundedDown(to: LogFormat.blockSize)
+        let capacity = min(available, LogLimits.volumeBytes).roundedDown(to: LogFormat.blockSize)
         let needed = LogFormat.minimumCapacity(chunkSize: settings.geometry.chunkSize)
         guard capacity >= needed else { throw .tooSmall(needed: needed, available: available) }
         if let asked = settings.capacity, asked > store.size {
@@ -85,7 +86,9 @@ public final class OriginalImageLog: Sendable {
             guard superblock.volume == settings.volume else {
                 throw .otherVolume(found: superblock.volume, expected: settings.volume)
             }
-            state = Monitor(State(superblock: superblock, head: superblock.epoch?.marker ?? .start))
+            state = Monitor(
+                State(
+                    superblock: superblock, head: superblock.epoch?.marker ?? .start, capacity: capacity))
             switch superblock.epoch?.state {
             case nil, .released: finding = .unused
             case .ended, .void: finding = .retained
@@ -110,7 +113,8 @@ public final class OriginalImageLog: Sendable {
                 State(
                     superblock: LogSuperblock(
                         generation: 0, volume: settings.volume, geometry: settings.geometry,
-                        capacity: capacity, durability: settings.durability), head: .start))
+                        capacity: capacity, durability: settings.durability), head: .start,
+                    capacity: capacity))
             for _ in 0..<2 { try update { _ throws(LogError) in } }
         }
     }
@@ -132,6 +136,13 @@ public final class OriginalImageLog: Sendable {
     }
 }
 
+extension OriginalImageLog.State {
+    fileprivate var isHoldingOriginals: Bool {
+        guard let state = superblock.epoch?.state else { return false }
+        return state != .released
+    }
+}
+
 // MARK: Epochs
 
 extension OriginalImageLog {
@@ -141,8 +152,15 @@ extension OriginalImageLog {
     /// The chunks of the epoch's volume: the settings' once a new epoch begins.
     public var geometry: ChunkGeometry { state.withLock { $0.superblock.geometry } }
 
-    /// Bytes of the log that can be used, superblocks included.
-    public var totalCapacity: UInt64 { state.withLock { $0.superblock.capacity } }
+    /// Bytes that the log may take, superblocks included: of the epoch whose originals it holds, else of the next.
+    public var totalCapacity: UInt64 {
+        state.withLock { $0.isHoldingOriginals ? $0.superblock.capacity : $0.capacity }
+    }
+
+    /// Bytes of it that are taken: the superblocks, and whole batches of an epoch that is not released.
+    public var usedBytes: UInt64 {
+        state.withLock { $0.isHoldingOriginals ? $0.head.position : LogFormat.firstBatch }
+    }
 
     /// Where the next batch goes: bytes used, batches and entries there.
     public var head: LogPosition { state.withLock { $0.head } }
@@ -151,13 +169,27 @@ extension OriginalImageLog {
     /// - Throws: ``LogError/wrongState(_:)`` unless there is none or the last is released;
     ///   ``LogError/corrupt(_:)`` when `number` is beyond ``LogLimits/counter``.
     public func begin(number: UInt64, uuid: UUID, institutedAt: Int64) throws(LogError) {
+        try open(number, uuid, institutedAt) { $0 == nil || $0?.state == .released }
+    }
+
+    /// The same in place of the epoch `old`, which is void and whose originals are needed no more.
+    /// - Throws: ``LogError/wrongState(_:)`` unless that is so; else as ``begin(number:uuid:institutedAt:)``.
+    public func begin(
+        number: UInt64, uuid: UUID, institutedAt: Int64, inPlaceOf old: UUID
+    ) throws(LogError) {
+        try open(number, uuid, institutedAt) { $0?.state == .void && $0?.uuid == old }
+    }
+
+    private func open(
+        _ number: UInt64, _ uuid: UUID, _ institutedAt: Int64, if isAllowed: (LogEpoch?) -> Bool
+    ) throws(LogError) {
         guard (1...LogLimits.counter).contains(number) else { throw .corrupt("the epoch's number") }
-        let (volume, capacity) = (settings, capacity)
+        let volume = settings
         // Nobody joins a batch of an epoch that is not open; the last one of the epoch before may be on its way.
-        state.wait { !$0.isCommitting && $0.queue.isEmpty ? () : nil }
+        let capacity = state.wait { !$0.isCommitting && $0.queue.isEmpty ? $0.capacity : nil }
         do throws(LogError) {
             try update { superblock throws(LogError) in
-                if let state = superblock.epoch?.state, state != .released { throw .wrongState(state) }
+                guard isAllowed(superblock.epoch) else { throw .wrongState(superblock.epoch?.state) }
                 superblock.geometry = volume.geometry
                 superblock.durability = volume.durability
                 superblock.capacity = capacity
@@ -171,6 +203,47 @@ extension OriginalImageLog {
             // What failed may be there nevertheless, and a start must not find an epoch that nobody has.
             if !isRecorded { recordState() }
             throw error
+        }
+    }
+
+    /// Lets the log take more bytes of its store, also while an epoch is open: what failed as ``LogError/full`` may then
+    /// be tried again. A store that can be made longer is, if need be, before the superblock says so.
+    /// - Parameter capacity: bytes, superblocks included; rounded down to a multiple of 4096.
+    /// - Returns: bytes that it may take now.
+    /// - Throws: ``LogError/tooSmall(needed:available:)`` when it may take more already, or the store has not that many
+    ///   and cannot be made longer; ``LogError/store(_:)``.
+    public func grow(to capacity: UInt64) throws(LogError) -> UInt64 {
+        let capacity = min(capacity, LogLimits.volumeBytes).roundedDown(to: LogFormat.blockSize)
+        let current = totalCapacity
+        guard capacity >= current else { throw .tooSmall(needed: current, available: capacity) }
+        if capacity > store.size, let store = store as? any GrowableStore {
+            try onStore { () throws(StoreError) in try store.grow(to: capacity) }
+        }
+        guard capacity <= store.size else { throw .tooSmall(needed: capacity, available: store.size) }
+        if state.withLock({ $0.superblock.epoch?.state == .open }) {
+            try update { superblock throws(LogError) in
+                guard superblock.epoch?.state == .open else { throw .wrongState(superblock.epoch?.state) }
+                superblock.capacity = capacity
+            }
+        }
+        // An ended log is left as it is, since copies of it may be under way.
+        state.withLock { $0.capacity = capacity }
+        return capacity
+    }
+
+    /// Has the open epoch say that originals may be missing (``LogFlags/passed``), on stable storage at return.
+    public func notePassed(epoch: UUID) throws(LogError) {
+        let isNoted = state.withLock { state in
+            let found = state.superblock.epoch
+            return found?.uuid == epoch && found?.state == .open && found?.flags.contains(.passed) == true
+        }
+        guard !isNoted else { return }
+        try update { superblock throws(LogError) in
+            guard let found = superblock.epoch, found.state == .open else {
+                throw .wrongState(superblock.epoch?.state)
+            }
+            guard found.uuid == epoch else { throw .wrongState(.released) }
+            superblock.epoch?.flags.insert(.passed)
         }
     }
 

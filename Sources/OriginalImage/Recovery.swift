@@ -36,6 +36,9 @@ extension OriginalImageLog {
             // It may have been the one in force, which said that the epoch had ended.
             return .lost("one of the cache's two superblocks is damaged, or its write was cut short")
         }
+        guard !epoch.flags.contains(.passed) else {
+            return .lost("its copy had passed some chunks, whose originals were not kept any more")
+        }
         do throws(LogError) { return .resumed(try scan(epoch, store, index)) } catch {
             return .lost("the cache was damaged while no host served it: \(error)")
         }

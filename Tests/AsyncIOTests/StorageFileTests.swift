@@ -310,6 +310,64 @@ import Testing
     }
 
     /// A new file is flushed, and then the directory that has its name; what cannot be flushed is not there.
+    @Test func aFileGrowsWhileItIsOpen() throws {
+        let scratch = ScratchDirectory()
+        let path = scratch.file("f", size: 5000, seed: 3)
+        let before = try ScratchDirectory.contents(path)
+        let synced = Monitor<[UInt64]>([])
+        var system = SystemCalls.live
+        let live = SystemCalls.live
+        system.fsync = { fd in
+            synced.withLock { [size = UInt64(lseek(fd, 0, SEEK_END))] in $0.append(size) }
+            return live.fsync(fd)
+        }
+        let file = try StorageFile(
+            path, access: .readWrite, mode: .pageCache, lock: .exclusive, minimumSize: nil, system: system)
+        try file.grow(to: 5000)
+        try file.grow(to: 100)
+        #expect(file.size == 5000 && synced.withLock { $0 }.isEmpty)
+        try file.grow(to: 12_288)
+        #expect(file.size == 12_288 && synced.withLock { $0 } == [12_288])
+        #expect(try file.bytes(at: 0, count: 12_288) == before + [UInt8](repeating: 0, count: 12_288 - 5000))
+        try file.write([7], at: 12_287, durable: true)
+        // What somebody else made longer is not cut.
+        #expect(truncate(path, 50_000) == 0)
+        try file.grow(to: 20_000)
+        #expect(file.size == 20_000)
+        #expect(try ScratchDirectory.contents(path).count == 50_000)
+        #expect(try file.bytes(at: 12_287, count: 2) == [7, 0])
+        #expect(throws: StoreError(.noSpace, errno: EFBIG)) { try file.grow(to: UInt64(Int64.max) + 1) }
+    }
+
+    @Test func whatCannotGrowSaysSo() throws {
+        let scratch = ScratchDirectory()
+        let path = scratch.file("f", size: 4096)
+        let direct = try StorageFile.open(path, access: .readWrite, mode: .direct, lock: .none)
+        if direct.isDirect {
+            #expect(throws: StoreError(.notSupported)) { try direct.grow(to: 8192) }
+        }
+        let readOnly = try StorageFile.open(path, access: .readOnly, mode: .pageCache, lock: .none)
+        #expect(throws: StoreError(.readOnly)) { try readOnly.grow(to: 8192) }
+        for (isFlush, error) in [(false, ENOSPC), (true, EIO)] {
+            var system = SystemCalls.live
+            if isFlush {
+                system.fsync = { _ in .failure(Errno(error)) }
+            } else {
+                system.truncate = { _, _ in .failure(Errno(error)) }
+            }
+            let file = try StorageFile(
+                path, access: .readWrite, mode: .pageCache, lock: .none, minimumSize: nil, system: system)
+            #expect(throws: StoreError.self) { try file.grow(to: 8192) }
+            #expect(file.size == 4096)
+            // A flush that has failed is not forgotten.
+            if isFlush {
+                #expect(throws: StoreError.self) { try file.flush() }
+            } else {
+                try file.flush()
+            }
+        }
+    }
+
     @Test func aNewFilesNameIsFlushed() throws {
         let scratch = ScratchDirectory()
         let flushed = Monitor<[UInt64]>([])

@@ -1,7 +1,7 @@
 import OriginalImage
 import Testing
 
-/// Version 1 as bytes, made from the article's tables by other means than this module: what is read today must be
+/// Each version as bytes, made from the article's tables by other means than this module: what is read today must be
 /// readable for ever.
 @Suite struct GoldenTests {
     private func block(_ rows: [String], crc: String) -> [UInt8] {
@@ -26,6 +26,21 @@ import Testing
         #expect(try store.bytes(at: 0, count: 4096) == golden)
         let read = try golden.withUnsafeBytes { try LogSuperblock(decoding: $0, at: 0) }
         #expect(read.generation == 4 && read.volume == Fixture.volume && read.epoch?.state == .ended)
+    }
+
+    /// The same epoch with the flag *passed*, which came before its end: one generation more.
+    @Test func superblockOfVersion2() throws {
+        let golden = block(
+            [
+                "4f424f494c53420a0000000200001000000000000000000500112233445566778899aabbccddeeff",
+                "000000000000a3e80000000000014000000200000000000100000000000000010e0e0e0e00004000",
+                "800000000000000117979cfe362a0000b0b0b0b0000040008000000000000001000000000000a000",
+                "00000000000000030000000000000006",
+            ], crc: "1928424a")
+        let store = try Fixture.store(ended: true, passed: true)
+        #expect(try store.bytes(at: 4096, count: 4096) == golden)
+        let read = try golden.withUnsafeBytes { try LogSuperblock(decoding: $0, at: 4096) }
+        #expect(read.generation == 5 && read.epoch?.flags == .passed && read.epoch?.state == .ended)
     }
 
     @Test func headerOfVersion1() throws {

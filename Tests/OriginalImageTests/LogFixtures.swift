@@ -46,13 +46,16 @@ enum Fixture {
     }
 
     /// A log of three batches, as an array.
-    static func store(durability: LogDurability = .process, ended: Bool = false) throws -> MemoryStore {
+    static func store(
+        durability: LogDurability = .process, ended: Bool = false, passed: Bool = false
+    ) throws -> MemoryStore {
         let store = MemoryStore(size: 20 * 4096)
         let log = try OriginalImageLog(store, settings: settings(durability))
         try log.begin(number: 1, uuid: epoch, institutedAt: 1_700_000_000_000_000_000)
         try append([0, 1, 3], to: log)
         try append([10], to: log)
         try append([5, 4], to: log)
+        if passed { try log.notePassed(epoch: epoch) }
         if ended { _ = try log.end() }
         return store
     }

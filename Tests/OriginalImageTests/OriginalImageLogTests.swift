@@ -193,11 +193,11 @@ import Testing
     @Test func anotherVersionIsNotDamage() throws {
         let store = try Fixture.store()
         var block = try store.bytes(at: 0, count: 4096)
-        block[11] = 2
+        block[11] = 3
         let sum = CRC32C.checksum(block.prefix(4092))
         withUnsafeBytes(of: sum.bigEndian) { for (i, byte) in $0.enumerated() { block[4092 + i] = byte } }
         try store.write(block, at: 0)
-        #expect(throws: LogError.unsupportedVersion(2)) {
+        #expect(throws: LogError.unsupportedVersion(3)) {
             try OriginalImageLog(store, settings: Fixture.settings())
         }
     }
