@@ -133,6 +133,8 @@ public struct Collaborators: Sendable {
     public var startThawGuard: @Sendable ([String], String?) throws(AgentError) -> any ThawGuard
     /// What fills restored files from a copy's data.
     public var fileMover: @Sendable (RestoreSource, CancellationToken) throws(AgentError) -> any FileMover
+    /// The file system that copies are made on.
+    public var files = FileSystemCalls()
     /// Nanoseconds since 1970.
     public var realTime: @Sendable () -> Int64
 

@@ -72,7 +72,8 @@ extension CopySequence {
     func tocDescription(_ member: CopyMember) throws(AgentError) -> TocDescription? {
         guard member.tocSummary != nil else { return nil }
         return try onCopy { () throws(CopyError) in
-            try TableOfContentsFile.describe(member.draft.path(of: TocDescription.fileName))
+            try TableOfContentsFile.describe(
+                member.draft.path(of: TocDescription.fileName), files: world.files)
         }
     }
 }

@@ -42,34 +42,17 @@ final class CopyMember {
         mode == .append ? logBase + status.cacheCapacity : status.size
     }
 
-    /// What the unit `data.img` is made into, sparse, before the bridge opens it.
+    /// Makes what the bridge will open as the unit `data.img`.
     func makeDataFile(_ mode: Manifest.Mode) throws(AgentError) {
-        let path = draft.path(of: "data.img")
-        let doing = "making"
         let available = try onCopy { () throws(CopyError) in try draft.availableSpace() }
         guard available >= status.size else {
             throw AgentError(
-                .cannotCreate, doing: doing, to: path,
+                .cannotCreate, doing: "making", to: draft.path(of: DataLocation.usualName),
                 because: "its file system has \(ByteCount(available).rounded) left and the volume takes "
                     + ByteCount(status.size).rounded,
                 advice: "free some space there, or choose another place")
         }
-        let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else {
-            throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
-        }
-        defer { close(descriptor) }
-        guard ftruncate(descriptor, Int(workingSize(mode))) == 0 else {
-            throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
-        }
-    }
-
-    /// Cuts `data.img` to what it holds.
-    func cutDataFile(to size: UInt64) throws(AgentError) {
-        let path = draft.path(of: "data.img")
-        guard truncate(path, Int(size)) == 0 else {
-            throw AgentError.system(errno, doing: "cutting", to: path)
-        }
+        try onCopy { () throws(CopyError) in try draft.makeData(size: workingSize(mode)) }
     }
 
     /// Asks whether the epoch is still whole.

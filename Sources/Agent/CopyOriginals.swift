@@ -150,9 +150,9 @@ extension CopySequence {
         case .privateOne:
             bridge.end()
             let size = request.mode == .append ? member.logBase + marker.position : member.status.size
-            try member.cutDataFile(to: size)
+            try onCopy { () throws(CopyError) in try member.draft.cutData(to: size) }
             location = .usual
-            store = try world.openStore(member.draft.path(of: "data.img"), false)
+            store = try world.openStore(member.draft.path(of: DataLocation.usualName), false)
         case .standing(let address, _, _, _):
             location = .unit(target: "\(address)", number: copy.number)
             store = try bridge.copier.store(of: copy, isCancelled: isCancelled)

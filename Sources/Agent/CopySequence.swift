@@ -76,7 +76,7 @@ public final class CopySequence {
             do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
             member.line.close()
         }
-        groupDirectory.removeIfMade()
+        groupDirectory.removeIfMade(world.files)
     }
 
     // MARK: Before anything is stopped
@@ -93,7 +93,7 @@ public final class CopySequence {
                 because: "a standing bridge's units are given for one host only",
                 advice: "leave out --bridge, or copy one host")
         }
-        try groupDirectory.make(for: request.members)
+        try groupDirectory.make(for: request.members, world.files)
         for wanted in request.members {
             try cancellation.check()
             let line = try world.connectHost(wanted.control)
@@ -104,7 +104,8 @@ public final class CopySequence {
             }
             try clearTheWay(line, status)
             let draft = try onCopy { () throws(CopyError) in
-                try CopyDraft(destination: wanted.destination, force: request.force)
+                try CopyDraft(
+                    destination: wanted.destination, force: request.force, files: world.files)
             }
             members.append(CopyMember(line: line, status: status, draft: draft))
         }
@@ -146,7 +147,7 @@ public final class CopySequence {
                 [
                     PrivateUnit(0, member.status.source, isReadOnly: true),
                     PrivateUnit(1, member.status.cache, isReadOnly: true),
-                    PrivateUnit(2, member.draft.path(of: "data.img"), isReadOnly: false),
+                    PrivateUnit(2, member.draft.path(of: DataLocation.usualName), isReadOnly: false),
                 ], cancellation)
         case .standing(let address, let source, let cache, let copy):
             numbers = (source, cache, copy)

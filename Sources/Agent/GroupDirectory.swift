@@ -1,24 +1,29 @@
+import Blocks
 import Glibc
+import PhysicalCopy
 
 /// The directory that a group's copies lie in: made when it is not there, and taken away again when the copies fail.
 struct GroupDirectory {
     private var made: String?
 
     /// Makes the directory that the members share; one copy alone lies beside what was there before.
-    mutating func make(for members: [CopyRequest.Member]) throws(AgentError) {
+    mutating func make(
+        for members: [CopyRequest.Member], _ files: FileSystemCalls
+    ) throws(AgentError) {
         guard members.count > 1, let slash = members[0].destination.lastIndex(of: "/") else { return }
         let path = String(members[0].destination[..<slash])
         guard !path.isEmpty else { return }
-        if mkdir(path, 0o755) == 0 {
-            made = path
-        } else if errno != EEXIST {
+        switch files.mkdirat(FileSystemCalls.noDirectory, path, 0o755) {
+        case .success: made = path
+        case .failure(Errno(EEXIST)): break
+        case .failure(let error):
             throw AgentError.system(
-                errno, doing: "making the directory of the copies", to: path, otherwise: .cannotCreate)
+                error.code, doing: "making the directory of the copies", to: path, otherwise: .cannotCreate)
         }
     }
 
     /// Only an empty one goes: what else came into it meanwhile is somebody's.
-    func removeIfMade() {
-        if let made { rmdir(made) }
+    func removeIfMade(_ files: FileSystemCalls) {
+        if let made { _ = files.unlinkat(FileSystemCalls.noDirectory, made, AT_REMOVEDIR) }
     }
 }

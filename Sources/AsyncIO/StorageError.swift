@@ -1,3 +1,4 @@
+import Blocks
 import Glibc
 
 /// Why a file or device could not be opened, made or prepared: what was being done, to what, and why it failed.

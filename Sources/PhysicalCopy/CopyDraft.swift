@@ -10,124 +10,55 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     public let directory: String
     /// Whether a copy that is at the destination now will be replaced.
     public let replacesExisting: Bool
-    /// Where the old copy steps aside on a file system that cannot exchange. No leftover: it is whole, and the only
-    /// one there is until the new one has its name.
-    private let aside: String
+    private let place: CopyPlace
     private var lock: DirectoryLock?
-    /// renameat2(2); tests put one here that lacks what some file systems lack.
-    var renameWithFlags: (String, String, UInt32) -> Int32 = { Files.rename($0, $1, flags: $2) }
-    /// rename(2); tests make it fail.
-    var renamePlainly: (String, String) -> Int32 = { rename($0, $1) }
+    /// Tests put calls here that lack what some file systems lack.
+    var files: Files
     private var isOver = false
 
     /// Makes the temporary directory, and clears away those that dead processes left of the same copy.
     /// - Parameters:
     ///   - destination: the copy's directory; its parent must exist.
     ///   - force: replace a copy that is there. What is not a copy is never replaced.
-    public init(destination path: String, force: Bool) throws(CopyError) {
-        destination = Files.absolute(path)
-        let action = "make the copy \(destination)"
-        guard let slash = destination.lastIndex(of: "/"), destination.count > 1 else {
-            throw CopyError(.cannotCreate, action, "that is no name for a copy")
-        }
-        let parent = destination[..<slash].isEmpty ? "/" : String(destination[..<slash])
-        let name = String(destination[destination.index(after: slash)...])
-        aside = Self.join(parent, ".\(name).replaced")
-        try Self.bringBack(aside, to: destination, action)
-        replacesExisting = try Self.checkDestination(destination, force: force, action)
-        try Self.clearLeftovers(of: name, in: parent, action)
-        directory = Self.join(parent, ".\(name).partial-\(getpid())")
-        guard mkdir(directory, 0o755) == 0 else {
-            var error = CopyError.system(errno, action, otherwise: .cannotCreate)
-            if error.kind == .missing {
-                error = CopyError(
-                    .cannotCreate, action, "the directory \(parent) does not exist", advice: "make it first")
+    ///   - calls: the file system.
+    public init(
+        destination: String, force: Bool, files calls: FileSystemCalls = FileSystemCalls()
+    ) throws(CopyError) {
+        let files = Files(calls)
+        place = try CopyPlace(destination, files: files)
+        self.files = files
+        self.destination = place.destination
+        let action = "make the copy \(place.destination)"
+        try place.bringBack()
+        replacesExisting = try place.check(force: force)
+        try place.clearLeftovers()
+        let directory = place.draft(of: calls.getpid())
+        self.directory = directory
+        do throws(Errno) {
+            try calls.mkdirat(FileSystemCalls.noDirectory, directory, 0o755).get()
+        } catch {
+            var failure = CopyError.system(error.code, action, otherwise: .cannotCreate)
+            if failure.kind == .missing {
+                failure = CopyError(
+                    .cannotCreate, action, "the directory \(place.parent) does not exist",
+                    advice: "make it first")
             }
-            throw error
+            throw failure
         }
         do throws(CopyError) {
-            guard let lock = try DirectoryLock(directory, exclusive: true, action) else {
+            guard let lock = try DirectoryLock(directory, exclusive: true, files: files, action) else {
                 throw CopyError(.cannotCreate, action, "another process took \(directory)")
             }
             self.lock = lock
         } catch {
-            rmdir(directory)
+            _ = calls.unlinkat(FileSystemCalls.noDirectory, directory, AT_REMOVEDIR)
             throw error
         }
     }
 
     deinit {
         // An error here has no reader; the next copy to this name clears the rest away.
-        if !isOver { try? Files.removeFlat(directory) }
-    }
-
-    private static func join(_ parent: String, _ name: String) -> String {
-        parent == "/" ? "/" + name : parent + "/" + name
-    }
-
-    /// A process that died while it replaced a copy may have left the old one aside: it gets its name back when
-    /// nothing has that, and is removed when the new one has it.
-    private static func bringBack(_ aside: String, to destination: String, _ action: String) throws(CopyError)
-    {
-        guard try Files.kind(of: aside, action) == S_IFDIR,
-            // Locked: its replacement is going on.
-            let lock = try DirectoryLock(aside, exclusive: true, action)
-        else { return }
-        defer { withExtendedLifetime(lock) {} }
-        guard try Files.kind(of: destination, action) == nil else {
-            if try isCopy(destination, action), try isCopy(aside, action) { try Files.removeFlat(aside) }
-            return
-        }
-        guard rename(aside, destination) == 0 else {
-            throw .system(errno, action, otherwise: .cannotCreate)
-        }
-    }
-
-    /// - Returns: whether something is there that may be replaced.
-    private static func checkDestination(
-        _ path: String, force: Bool, _ action: String
-    ) throws(CopyError) -> Bool {
-        guard let kind = try Files.kind(of: path, action) else { return false }
-        guard kind == S_IFDIR, try isCopy(path, action) else {
-            throw CopyError(
-                .cannotCreate, action, "something that is not a copy is there, and it is never replaced",
-                advice: "choose another directory")
-        }
-        guard force else {
-            throw CopyError(
-                .cannotCreate, action, "it exists",
-                advice: "choose another directory, or replace it with --force")
-        }
-        return true
-    }
-
-    /// A directory that holds nothing but members of a copy, a manifest among them, whole or damaged.
-    static func isCopy(_ path: String, _ action: String) throws(CopyError) -> Bool {
-        let members: Set = [
-            Manifest.fileName, "data.img", TocDescription.fileName, ".\(Manifest.fileName).new",
-        ]
-        let names = try Files.names(in: path, action)
-        let draft = FileDraft.prefix(of: TocDescription.fileName)
-        guard names.contains(Manifest.fileName),
-            names.allSatisfy({ members.contains($0) || $0.hasPrefix(draft) })
-        else { return false }
-        let bytes = try Files.read(
-            path + "/" + Manifest.fileName, limit: CopyLimits.manifestBytes, action)
-        return bytes.firstRange(of: Array(Manifest.formatName.utf8)) != nil
-    }
-
-    private static func clearLeftovers(
-        of name: String, in parent: String, _ action: String
-    ) throws(CopyError) {
-        guard try Files.kind(of: parent, action) != nil else { return }
-        for leftover in try Files.names(in: parent, action)
-        where leftover.hasPrefix(".\(name).partial-") {
-            let path = join(parent, leftover)
-            // A restore that makes a file of that name has such a temporary file, which is its own.
-            guard try Files.kind(of: path, action) == S_IFDIR else { continue }
-            // Locked: its maker lives. Not locked: its maker is dead, and nobody will finish it.
-            if try DirectoryLock(path, exclusive: true, action) != nil { try Files.removeFlat(path) }
-        }
+        if !isOver { try? files.removeFlat(directory) }
     }
 
     /// Where a member of the copy is to be written.
@@ -135,11 +66,41 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
 
     /// Bytes that the copy's file system has left for this process.
     public func availableSpace() throws(CopyError) -> UInt64 {
-        var information = statvfs()
-        guard statvfs(directory, &information) == 0 else {
-            throw .system(errno, "look for space in \(directory)")
+        do throws(Errno) { return try files.calls.availableSpace(descriptor).get() } catch {
+            throw .system(error.code, "look for space in \(directory)")
         }
-        return UInt64(information.f_bavail) * UInt64(information.f_frsize)
+    }
+
+    /// The temporary directory, as long as it is one.
+    private var descriptor: Int32 {
+        guard let lock else { preconditionFailure("the copy is finished") }
+        return lock.descriptor
+    }
+
+    /// Makes the usual data file, empty and sparse, for its owner alone.
+    /// - Parameter size: bytes.
+    public func makeData(size: UInt64) throws(CopyError) {
+        let name = DataLocation.usualName
+        let action = "make \(path(of: name))"
+        do throws(CopyError) {
+            let data = try files.open(
+                name, in: descriptor, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode: 0o600, action)
+            defer { files.calls.close(data) }
+            try files.truncate(data, to: size, action)
+        } catch {
+            guard error.kind == .io else { throw error }
+            throw CopyError(.cannotCreate, action, error.reason)
+        }
+    }
+
+    /// Cuts the usual data file to what it holds.
+    /// - Parameter size: bytes.
+    public func cutData(to size: UInt64) throws(CopyError) {
+        let name = DataLocation.usualName
+        let action = "cut \(path(of: name))"
+        let data = try files.openRegular(name, in: descriptor, O_RDWR, action).descriptor
+        defer { files.calls.close(data) }
+        try files.truncate(data, to: size, action)
     }
 
     /// Writes the manifest, flushes everything, and moves the directory to its final name: at no moment is
@@ -174,26 +135,30 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
             draft.lock = nil  // it is the finished copy's now
         }
         for (draft, _) in moved {
-            try Files.synchronize(String(draft.directory[..<draft.directory.lastIndex(of: "/")!]) + "/")
+            try draft.files.synchronizeDirectory(draft.place.parent)
         }
-        for (_, old) in moved { if let old { try Files.removeFlat(old) } }
+        for (draft, old) in moved { if let old { try draft.files.removeFlat(old) } }
     }
 
     private var action: String { "complete the copy \(destination)" }
 
     private func seal(_ manifest: Manifest) throws(CopyError) {
         precondition(!isOver, "a copy is committed once")
-        for name in try Files.names(in: directory, action) { try Files.synchronize(path(of: name)) }
-        try Files.replace(directory, Manifest.fileName, with: manifest.encoded())
+        for name in try files.names(inDirectory: descriptor, action) {
+            try files.synchronizeFile(name, in: descriptor)
+        }
+        try files.replace(
+            Manifest.fileName, in: descriptor, with: manifest.encoded(),
+            "write \(path(of: Manifest.fileName))")
     }
 
     /// - Returns: what keeps readers away from the copy that is there; nil when none is to be replaced.
     private func lockExisting() throws(CopyError) -> DirectoryLock? {
         guard replacesExisting else {
-            guard try Files.kind(of: destination, action) == nil else { throw appeared }
+            guard try files.kind(of: destination, action) == nil else { throw appeared }
             return nil
         }
-        guard let lock = try DirectoryLock(destination, exclusive: true, action) else {
+        guard let lock = try DirectoryLock(destination, exclusive: true, files: files, action) else {
             throw CopyError(
                 .cannotCreate, action, "the copy that is there is being read",
                 advice: "try again when that is over")
@@ -208,39 +173,55 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     /// - Returns: where the copy that was replaced lies now; nil when there was none.
     private func move() throws(CopyError) -> String? {
         guard replacesExisting else {
-            if renameWithFlags(directory, destination, Files.renameNoReplace) == 0 { return nil }
-            if errno == EEXIST { throw appeared }
+            var failure = rename(directory, destination, FileSystemCalls.renameNoReplace)
+            if failure?.code == EEXIST { throw appeared }
             // A file system without that flag: the directory was absent when we looked, and a rename
             // replaces an empty directory only.
-            guard errno == EINVAL || errno == ENOSYS, renamePlainly(directory, destination) == 0 else {
-                throw .system(errno, action, otherwise: .cannotCreate)
-            }
+            if isWithoutFlags(failure) { failure = rename(directory, destination) }
+            if let failure { throw .system(failure.code, action, otherwise: .cannotCreate) }
             return nil
         }
-        if renameWithFlags(directory, destination, Files.renameExchange) == 0 { return directory }
-        guard errno == EINVAL || errno == ENOSYS, renamePlainly(destination, aside) == 0 else {
-            throw .system(errno, action, otherwise: .cannotCreate)
+        guard let failure = rename(directory, destination, FileSystemCalls.renameExchange) else {
+            return directory
         }
-        guard renamePlainly(directory, destination) == 0 else {
-            let failure = CopyError.system(errno, action, otherwise: .cannotCreate)
+        guard isWithoutFlags(failure) else {
+            throw .system(failure.code, action, otherwise: .cannotCreate)
+        }
+        if let failure = rename(destination, place.aside) {
+            throw .system(failure.code, action, otherwise: .cannotCreate)
+        }
+        if let failure = rename(directory, destination) {
             // If this fails, too, the next draft of the name brings it back.
-            _ = renamePlainly(aside, destination)
-            throw failure
+            _ = rename(place.aside, destination)
+            throw .system(failure.code, action, otherwise: .cannotCreate)
         }
-        return aside
+        return place.aside
     }
 
     /// Undoes ``move()``.
     private func moveBack(_ old: String?) -> Bool {
-        guard let old else { return renamePlainly(destination, directory) == 0 }
-        if old == directory { return renameWithFlags(directory, destination, Files.renameExchange) == 0 }
-        return renamePlainly(destination, directory) == 0 && renamePlainly(aside, destination) == 0
+        guard let old else { return rename(destination, directory) == nil }
+        if old == directory {
+            return rename(directory, destination, FileSystemCalls.renameExchange) == nil
+        }
+        return rename(destination, directory) == nil && rename(place.aside, destination) == nil
     }
+
+    /// - Returns: the error; nil when there was none.
+    private func rename(_ old: String, _ new: String, _ flags: UInt32 = 0) -> Errno? {
+        switch files.calls.renameat(FileSystemCalls.noDirectory, old, new, flags) {
+        case .success: nil
+        case .failure(let error): error
+        }
+    }
+
+    /// Whether a rename failed for want of its flag.
+    private func isWithoutFlags(_ error: Errno?) -> Bool { error?.code == EINVAL || error?.code == ENOSYS }
 
     /// Removes what has been made.
     public func abandon() throws(CopyError) {
         guard !isOver else { return }
         isOver = true
-        try Files.removeFlat(directory)
+        try files.removeFlat(directory)
     }
 }

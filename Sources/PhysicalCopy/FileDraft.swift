@@ -8,40 +8,47 @@ public final class FileDraft {
     /// Where it is being made.
     public let path: String
     private let parent: String
+    private let files: Files
     /// Holds the lock by which others know that its maker lives.
     private let descriptor: Int32
     private var isOver = false
 
     /// Makes the temporary file, empty and for its owner alone, and clears away those that dead processes left of the
     /// same name.
-    public init(for destination: String) throws(CopyError) {
+    /// - Parameter calls: the file system.
+    public init(for destination: String, files calls: FileSystemCalls = FileSystemCalls()) throws(CopyError) {
         self.destination = destination
+        files = Files(calls)
         let slash = destination.lastIndex(of: "/")
         parent = slash.map { String(destination[...$0]) } ?? "./"
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
         let prefix = Self.prefix(of: name)
-        Self.clearLeftovers(prefix, in: parent)
+        Self.clearLeftovers(prefix, in: parent, files)
         while true {
             let path = parent + prefix + Self.token()
-            let descriptor = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-            guard descriptor >= 0 else {
-                if errno == EEXIST || errno == EINTR { continue }
-                var error = CopyError.system(errno, "make \(destination)", otherwise: .cannotCreate)
-                if error.kind == .missing {
-                    error = CopyError(
+            let descriptor: Int32
+            switch calls.openat(FileSystemCalls.noDirectory, path, O_RDWR | O_CREAT | O_EXCL, 0o600) {
+            case .success(let made): descriptor = made
+            case .failure(Errno(EEXIST)), .failure(Errno(EINTR)): continue
+            case .failure(let error):
+                var failure = CopyError.system(error.code, "make \(destination)", otherwise: .cannotCreate)
+                if failure.kind == .missing {
+                    failure = CopyError(
                         .cannotCreate, "make \(destination)", "the directory \(parent) does not exist",
                         advice: "make it first")
                 }
-                throw error
+                throw failure
             }
             // Before it was locked it could be taken for a dead one's. Where nothing can be locked nothing is.
-            let number = Self.lock(descriptor)
-            if number != EAGAIN, number != EACCES, Self.leads(path, to: descriptor) {
+            let failure = Self.lock(descriptor, files)
+            if failure?.code != EAGAIN, failure?.code != EACCES,
+                files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW)
+            {
                 self.path = path
                 self.descriptor = descriptor
                 return
             }
-            close(descriptor)
+            calls.close(descriptor)
         }
     }
 
@@ -50,7 +57,7 @@ public final class FileDraft {
 
     deinit {
         abandon()
-        close(descriptor)
+        files.calls.close(descriptor)
     }
 
     /// What its name ends with: process numbers say nothing to other machines and containers.
@@ -60,53 +67,44 @@ public final class FileDraft {
     }
 
     private static let tokenDigits = 16
-    /// F_OFD_SETLK, fcntl(2), <linux/fcntl.h>; the C library's module has it not.
-    private static let setOpenFileLock: Int32 = 37
 
     /// Locks one byte far behind all content, for the open file and not for the process: whoever writes the file may
     /// lock it in his own way, and where locks are enforced they are not in the way of writing.
-    /// - Returns: the error's number, 0 for none.
-    private static func lock(_ descriptor: Int32) -> Int32 {
-        var range = flock()
-        range.l_type = Int16(F_WRLCK)
-        range.l_whence = Int16(SEEK_SET)
-        range.l_start = CopyLimits.draftLockOffset
-        range.l_len = 1
-        while fcntl(descriptor, setOpenFileLock, &range) != 0 {
-            if errno != EINTR { return errno }
+    /// - Returns: the error; nil when there was none.
+    private static func lock(_ descriptor: Int32, _ files: Files) -> Errno? {
+        while true {
+            switch files.calls.lockByte(descriptor, CopyLimits.draftLockOffset) {
+            case .success: return nil
+            case .failure(Errno(EINTR)): continue
+            case .failure(let error): return error
+            }
         }
-        return 0
     }
 
     /// Whether its name leads to what was made under it, and not to nothing or another file.
-    var isInPlace: Bool { Self.leads(path, to: descriptor) }
-
-    private static func leads(_ path: String, to descriptor: Int32) -> Bool {
-        var (own, found) = (stat(), stat())
-        return fstat(descriptor, &own) == 0 && lstat(path, &found) == 0 && own.st_dev == found.st_dev
-            && own.st_ino == found.st_ino
-    }
+    var isInPlace: Bool { files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW) }
 
     /// Removes what makers of the same name left that were killed. What cannot be removed only takes space.
-    private static func clearLeftovers(_ prefix: String, in parent: String) {
-        guard let directory = opendir(parent) else { return }
-        defer { closedir(directory) }
-        while let entry = readdir(directory) {
-            let name = withUnsafeBytes(of: entry.pointee.d_name) { bytes in
-                String(decoding: bytes.prefix { $0 != 0 }, as: UTF8.self)
-            }
+    private static func clearLeftovers(_ prefix: String, in parent: String, _ files: Files) {
+        let calls = files.calls
+        guard
+            case .success(let directory) = calls.openat(
+                FileSystemCalls.noDirectory, parent, O_RDONLY | O_DIRECTORY, 0)
+        else { return }
+        defer { calls.close(directory) }
+        guard case .success(let names) = calls.names(directory) else { return }
+        for name in names {
             let token = name.dropFirst(prefix.count)
-            guard name.hasPrefix(prefix), token.utf8.count == tokenDigits, token.allSatisfy(\.isHexDigit)
+            guard name.hasPrefix(prefix), token.utf8.count == tokenDigits, token.allSatisfy(\.isHexDigit),
+                case .success(let leftover) = calls.openat(
+                    directory, name, O_RDWR | O_NOFOLLOW | O_NONBLOCK, 0)
             else { continue }
-            let descriptor = openat(dirfd(directory), name, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)
-            guard descriptor >= 0 else { continue }
-            defer { close(descriptor) }
-            var information = stat()
+            defer { calls.close(leftover) }
             // Locked: its maker lives. A directory is a copy's.
-            guard fstat(descriptor, &information) == 0, information.st_mode & S_IFMT == S_IFREG,
-                lock(descriptor) == 0
+            guard case .success(let status) = calls.fstat(leftover), status.st_mode & S_IFMT == S_IFREG,
+                lock(leftover, files) == nil
             else { continue }
-            unlinkat(dirfd(directory), name, 0)
+            _ = calls.unlinkat(directory, name, 0)
         }
     }
 
@@ -114,22 +112,21 @@ public final class FileDraft {
     /// - Parameter replacing: what is there may be replaced.
     public func commit(replacing: Bool) throws(CopyError) {
         precondition(!isOver, "a file is committed once")
-        let number: Int32
+        var code: Int32 = 0
         if replacing {
-            number = rename(path, destination) == 0 ? 0 : errno
+            let outcome = files.calls.renameat(FileSystemCalls.noDirectory, path, destination, 0)
+            if case .failure(let error) = outcome { code = error.code }
         } else {
-            number = Placement().place(path, at: destination)
+            code = Placement(files: files.calls).place(path, at: destination)
         }
-        guard number == 0 else {
-            throw .system(number, "make \(destination)", otherwise: .cannotCreate)
-        }
+        guard code == 0 else { throw .system(code, "make \(destination)", otherwise: .cannotCreate) }
         isOver = true
-        try Files.synchronize(parent)
+        try files.synchronizeDirectory(parent)
     }
 
     /// Removes what has been made.
     public func abandon() {
-        if !isOver { unlink(path) }
+        if !isOver { _ = files.calls.unlinkat(FileSystemCalls.noDirectory, path, 0) }
         isOver = true
     }
 }

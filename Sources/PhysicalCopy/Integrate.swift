@@ -70,7 +70,9 @@ extension PhysicalCopy {
     }
 
     func replaceManifest(_ next: Manifest) throws(CopyError) {
-        try Files.replace(directory, Manifest.fileName, with: next.encoded())
+        try files.replace(
+            Manifest.fileName, in: lock.descriptor, with: next.encoded(),
+            "write \(directory)/\(Manifest.fileName)")
         manifest = next
     }
 
@@ -208,15 +210,20 @@ extension PhysicalCopy {
     private func truncate() throws(CopyError) {
         guard case .path(let path) = dataLocation else { return }
         let action = "cut \(path) to the data portion"
-        let descriptor = try Files.open(path, O_RDWR, action)
-        defer { close(descriptor) }
-        var information = stat()
-        guard fstat(descriptor, &information) == 0 else { throw .system(errno, action) }
-        guard information.st_mode & S_IFMT == S_IFREG,
-            information.st_size > Int(manifest.data.range.end)
-        else { return }
-        guard ftruncate(descriptor, Int(manifest.data.range.end)) == 0, fsync(descriptor) == 0 else {
-            throw .system(errno, action)
+        let descriptor = try openDataFile(path, action)
+        defer { files.calls.close(descriptor) }
+        let status = try files.status(of: descriptor, action)
+        guard status.st_mode & S_IFMT == S_IFREG, status.st_size > Int(manifest.data.range.end) else {
+            return
         }
+        try files.truncate(descriptor, to: manifest.data.range.end, action)
+        try files.synchronize(descriptor, action)
+    }
+
+    private func openDataFile(_ path: String, _ action: String) throws(CopyError) -> Int32 {
+        if case .member(let name) = manifest.location {
+            return try files.openRegular(name, in: lock.descriptor, O_RDWR, action).descriptor
+        }
+        return try files.open(path, O_RDWR, action)
     }
 }

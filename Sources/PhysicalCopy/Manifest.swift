@@ -158,8 +158,10 @@ public enum DataLocation: Codable, Hashable, Sendable {
     /// A logical unit of a standing bridge: `iscsi://…/iqn` without secrets, and the unit's number.
     case unit(target: String, number: Int)
 
+    /// The usual member's name.
+    public static let usualName = "data.img"
     /// The usual member.
-    public static let usual = DataLocation.member(name: "data.img")
+    public static let usual = DataLocation.member(name: usualName)
 }
 
 /// The table of contents, a file of the copy's directory.

@@ -19,27 +19,38 @@ public final class PhysicalCopy: @unchecked Sendable {
     /// Absolute.
     public let directory: String
     public internal(set) var manifest: Manifest
-    private let lock: DirectoryLock
+    let lock: DirectoryLock
+    let files: Files
 
     /// Reads and checks the manifest; the portions are not looked at.
+    /// - Parameter calls: the file system.
     /// - Throws: ``CopyError`` `missing` when there is no such directory or no manifest in it, `damaged` when
     ///   the manifest does not verify.
-    public init(_ path: String, for use: Use = .reading) throws(CopyError) {
+    public init(
+        _ path: String, for use: Use = .reading, files calls: FileSystemCalls = FileSystemCalls()
+    ) throws(CopyError) {
         directory = Files.absolute(path)
+        files = Files(calls)
         let action = "open the copy \(directory)"
-        guard let lock = try DirectoryLock(directory, exclusive: use == .changing, action) else {
+        guard
+            let lock = try DirectoryLock(
+                directory, exclusive: use == .changing, followsLink: true, files: files, action)
+        else {
             throw CopyError(
                 .cannotCreate, action, "another process is using it", advice: "try again when that is over")
         }
         self.lock = lock
-        manifest = try Self.manifest(in: directory, action)
+        manifest = try Self.manifest(in: directory, lock, files, action)
     }
 
-    private static func manifest(in directory: String, _ action: String) throws(CopyError) -> Manifest {
+    private static func manifest(
+        in directory: String, _ lock: DirectoryLock, _ files: Files, _ action: String
+    ) throws(CopyError) -> Manifest {
         let file = directory + "/" + Manifest.fileName
         let bytes: [UInt8]
         do throws(CopyError) {
-            bytes = try Files.read(file, limit: CopyLimits.manifestBytes, "read \(file)")
+            bytes = try files.read(
+                Manifest.fileName, in: lock.descriptor, limit: CopyLimits.manifestBytes, "read \(file)")
         } catch {
             guard error.kind == .missing else { throw error }
             throw CopyError(
@@ -59,7 +70,7 @@ public final class PhysicalCopy: @unchecked Sendable {
     func takeForChanging(_ waiting: () throws(CopyError) -> Void) throws(CopyError) {
         let action = "change the copy \(directory)"
         while try !lock.makeExclusive(directory, action) { try waiting() }
-        let now = try Self.manifest(in: directory, action)
+        let now = try Self.manifest(in: directory, lock, files, action)
         guard now.epoch.uuid == manifest.epoch.uuid, now.volume == manifest.volume else {
             throw CopyError(
                 .cannotCreate, action, "it was replaced meanwhile",
@@ -84,6 +95,14 @@ public final class PhysicalCopy: @unchecked Sendable {
 
     /// Opens the data location and sees that all portions can be in it.
     public func openData(writable: Bool = false, _ opener: DataOpener) throws(CopyError) -> any BlockStore {
+        if case .member(let name) = manifest.location {
+            let action = "open the copy's data \(dataName)"
+            // Absent: the opener says so.
+            if let kind = try files.kind(of: name, in: lock.descriptor, action), kind != S_IFREG {
+                throw CopyError(
+                    .damaged, action, "it is not a regular file", advice: "something was put in its place")
+            }
+        }
         let store = try opener(dataLocation, writable)
         let end = max(manifest.data.range.end, manifest.originals?.range.end ?? 0)
         guard store.size >= end else {

@@ -5,15 +5,25 @@ import Glibc
 /// TableOfContents' business.
 public enum TableOfContentsFile {
     /// Reads a finished file.
-    /// - Parameter progress: told the bytes read since it was told last; may throw to stop.
+    /// - Parameters:
+    ///   - calls: the file system.
+    ///   - progress: told the bytes read since it was told last; may throw to stop.
     public static func describe(
-        _ path: String, progress: (UInt64) throws(CopyError) -> Void = { _ in }
+        _ path: String, files calls: FileSystemCalls = FileSystemCalls(),
+        progress: (UInt64) throws(CopyError) -> Void = { _ in }
+    ) throws(CopyError) -> TocDescription {
+        try describe(path, in: FileSystemCalls.noDirectory, Files(calls), progress)
+    }
+
+    private static func describe(
+        _ path: String, in directory: Files.Directory, _ files: Files,
+        _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) -> TocDescription {
         let memory = TransferBuffer()
         defer { withExtendedLifetime(memory) {} }
         var crc = CRC32C()
         var length: UInt64 = 0
-        try Files.forEachPart(of: path, memory.prefix(UInt64(CopyLimits.transferBytes))) {
+        try files.forEachPart(of: path, in: directory, memory.prefix(UInt64(CopyLimits.transferBytes))) {
             part throws(CopyError) in
             crc.update(part)
             length += UInt64(part.count)
@@ -24,12 +34,13 @@ public enum TableOfContentsFile {
 
     /// What is wrong with the table of contents that a manifest names.
     static func finding(
-        _ expected: TocDescription?, in directory: String, _ progress: (UInt64) throws(CopyError) -> Void
+        _ expected: TocDescription?, in directory: Files.Directory, _ files: Files,
+        _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) -> Finding? {
         guard let expected else { return nil }
         let found: TocDescription
         do throws(CopyError) {
-            found = try describe(directory + "/" + expected.name, progress: progress)
+            found = try describe(expected.name, in: directory, files, progress)
         } catch {
             guard error.kind == .missing else { throw error }
             return Finding(.toc, ByteRange(offset: 0, count: 0), "\(expected.name) is not there")
@@ -48,7 +59,7 @@ extension PhysicalCopy {
 
     /// Where another table of contents is made while the copy is read by whoever likes, one for each maker.
     public func tocDraft() throws(CopyError) -> FileDraft {
-        try FileDraft(for: directory + "/" + TocDescription.fileName)
+        try FileDraft(for: directory + "/" + TocDescription.fileName, files: files.calls)
     }
 
     /// Makes a finished file the copy's table of contents, in place of the one that there is. Killed at any point, the
@@ -58,8 +69,8 @@ extension PhysicalCopy {
     public func attachToc(
         _ draft: FileDraft, waiting: () throws(CopyError) -> Void = {}
     ) throws(CopyError) {
-        let description = try TableOfContentsFile.describe(draft.path)
-        try Files.synchronize(draft.path)
+        let description = try TableOfContentsFile.describe(draft.path, files: files.calls)
+        try files.synchronizeFile(draft.path)
         try takeForChanging(waiting)
         // Before the manifest gives up the one that there is.
         guard draft.isInPlace else {

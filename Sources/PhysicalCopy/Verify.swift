@@ -41,7 +41,7 @@ extension PhysicalCopy {
         var report = VerifyReport()
         try verifyOriginals(in: store, &report, progress)
         try verifyData(in: store, &report, progress)
-        if let finding = try TableOfContentsFile.finding(manifest.toc, in: directory, progress) {
+        if let finding = try TableOfContentsFile.finding(manifest.toc, in: lock.descriptor, files, progress) {
             report.findings.append(finding)
         }
         if manifest.state == .integrating {

@@ -91,7 +91,7 @@ import Testing
         #expect(kind("copy", force: true) == nil)
         try Data([1]).write(to: URL(fileURLWithPath: sample.directory + "/letter"))
         #expect(kind("copy", force: true) == .cannotCreate)
-        #expect(try Files.names(in: parent.path, "").sorted() == ["copy", "file", "mine"])
+        #expect(try Files().names(in: parent.path, "").sorted() == ["copy", "file", "mine"])
     }
 
     @Test func forceReplacesOnlyWhenComplete() throws {
@@ -102,7 +102,7 @@ import Testing
             try Data([1]).write(to: URL(fileURLWithPath: draft.path(of: "data.img")))
             #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
         }
-        #expect(try Files.names(in: parent.path, "") == ["copy"])
+        #expect(try Files().names(in: parent.path, "") == ["copy"])
         let draft = try CopyDraft(destination: old.directory, force: true)
         try FileManager.default.copyItem(
             atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
@@ -114,7 +114,7 @@ import Testing
             withExtendedLifetime(reader) {}
         }
         try draft.commit(manifest)
-        #expect(try Files.names(in: parent.path, "") == ["copy"])
+        #expect(try Files().names(in: parent.path, "") == ["copy"])
         let copy = try PhysicalCopy(old.directory)
         #expect(copy.manifest.uuid == "the new one")
         #expect(try copy.verify(SampleCopy.open).isClean)
@@ -127,7 +127,7 @@ import Testing
         try Data([1]).write(to: URL(fileURLWithPath: dead + "/data.img"))
         let living = try DirectoryLock(parent.path, exclusive: false, "")
         _ = try CopyDraft(destination: parent.path + "/copy", force: false)
-        #expect(try Files.names(in: parent.path, "").isEmpty)
+        #expect(try Files().names(in: parent.path, "").isEmpty)
         withExtendedLifetime(living) {}
     }
 
@@ -139,33 +139,27 @@ import Testing
             let draft = try CopyDraft(destination: old.directory, force: true)
             try FileManager.default.copyItem(
                 atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
-            draft.renameWithFlags = { _, _, _ in
-                errno = EINVAL
-                return -1
-            }
+            draft.files.calls.lackFlags()
             return draft
         }
         do {
             let draft = try replacement()
-            var calls = 0
-            draft.renamePlainly = { from, to in
-                calls += 1
+            let calls = Monitor(0)
+            draft.files.calls.whenRenaming { _, _ in
+                calls.withLock { $0 += 1 }
                 // As if it had died after the first one.
-                if calls == 1 { return rename(from, to) }
-                errno = EIO
-                return -1
+                return calls.withLock { $0 } == 1 ? nil : Errno(EIO)
             }
             #expect(throws: CopyError.self) { try draft.commit(old.manifest) }
-            #expect(try Files.names(in: parent.path, "").contains(".copy.replaced"))
+            #expect(try Files().names(in: parent.path, "").contains(".copy.replaced"))
         }
         #expect(throws: CopyError.self) { try CopyDraft(destination: old.directory, force: false) }
         #expect(try PhysicalCopy(old.directory).verify(SampleCopy.open).isClean)
         // A failure in between is rolled back at once.
         do {
             let draft = try replacement()
-            draft.renamePlainly = { [directory = draft.directory] from, to in
-                errno = EIO
-                return from == directory ? -1 : rename(from, to)
+            draft.files.calls.whenRenaming { [directory = draft.directory] from, _ in
+                from == directory ? Errno(EIO) : nil
             }
             #expect(throws: CopyError.self) { try draft.commit(old.manifest) }
             #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
@@ -174,14 +168,14 @@ import Testing
         manifest.uuid = "the new one"
         try replacement().commit(manifest)
         #expect(try PhysicalCopy(old.directory).manifest.uuid == "the new one")
-        #expect(try Files.names(in: parent.path, "") == ["copy"])
+        #expect(try Files().names(in: parent.path, "") == ["copy"])
     }
 
     @Test func aRestoresTemporaryFileIsNoLeftover() throws {
         let parent = TemporaryDirectory()
         try Data([1]).write(to: URL(fileURLWithPath: parent.path + "/.copy.partial-1"))
         _ = try CopyDraft(destination: parent.path + "/copy", force: false)
-        #expect(try Files.names(in: parent.path, "") == [".copy.partial-1"])
+        #expect(try Files().names(in: parent.path, "") == [".copy.partial-1"])
     }
 
     @Test("A group is complete or not at all", arguments: [true, false])
@@ -195,34 +189,24 @@ import Testing
                 atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
             var manifest = old.manifest
             manifest.uuid = "the new one"
-            if !canExchange {
-                draft.renameWithFlags = { _, _, _ in
-                    errno = EINVAL
-                    return -1
-                }
-            }
+            if !canExchange { draft.files.calls.lackFlags() }
             group.append((draft, manifest))
         }
         let last = group[2].draft
-        let (flagged, plain) = (last.renameWithFlags, last.renamePlainly)
-        last.renameWithFlags = { _, _, _ in
-            errno = canExchange ? EIO : EINVAL
-            return -1
-        }
-        last.renamePlainly = { _, _ in
-            errno = EIO
-            return -1
+        let calls = last.files.calls
+        last.files.calls.renameat = { _, _, _, flags in
+            .failure(Errno(flags != 0 && !canExchange ? EINVAL : EIO))
         }
         #expect(throws: CopyError.self) { try CopyDraft.commit(group) }
         #expect(try PhysicalCopy(old.directory).manifest.uuid == old.manifest.uuid)
         for parent in parents[1...] {
             #expect(!FileManager.default.fileExists(atPath: parent.path + "/copy"))
         }
-        (last.renameWithFlags, last.renamePlainly) = (flagged, plain)
+        last.files.calls = calls
         try CopyDraft.commit(group)
         for parent in parents {
             #expect(try PhysicalCopy(parent.path + "/copy").manifest.uuid == "the new one")
-            #expect(try Files.names(in: parent.path, "") == ["copy"])
+            #expect(try Files().names(in: parent.path, "") == ["copy"])
         }
     }
 }

@@ -1,3 +1,4 @@
+import Blocks
 import Foundation
 import Glibc
 import Testing
@@ -12,21 +13,11 @@ import Testing
         let parent = TemporaryDirectory()
         let (made, name) = (parent.path + "/.made", parent.path + "/name")
         var placement = Placement()
-        if !hasFlags {
-            placement.renameWithFlags = { _, _, _ in
-                errno = EINVAL
-                return -1
-            }
-        }
-        if !hasLinks {
-            placement.makeLink = { _, _ in
-                errno = EPERM
-                return -1
-            }
-        }
+        if !hasFlags { placement.calls.lackFlags() }
+        if !hasLinks { placement.calls.linkat = { _, _, _ in .failure(Errno(EPERM)) } }
         try Data([1]).write(to: URL(fileURLWithPath: made))
         #expect(placement.place(made, at: name) == 0)
-        #expect(try Files.names(in: parent.path, "") == ["name"])
+        #expect(try Files().names(in: parent.path, "") == ["name"])
         // What is there stays.
         try Data([2]).write(to: URL(fileURLWithPath: made))
         #expect(placement.place(made, at: name) == EEXIST)

@@ -31,7 +31,7 @@ final class CrashableFile: BlockStore {
     let state = Monitor(State())
 
     init(_ path: String, writable: Bool) throws(CopyError) {
-        descriptor = try Files.open(path, writable ? O_RDWR : O_RDONLY, "open \(path)")
+        descriptor = try Files().open(path, writable ? O_RDWR : O_RDONLY, "open \(path)")
         size = UInt64(lseek(descriptor, 0, SEEK_END))
         capabilities = writable ? .writable : []
     }
@@ -71,6 +71,25 @@ final class CrashableFile: BlockStore {
                 let sector = Array(old[start..<min(start + 512, old.count)])
                 pwrite(descriptor, sector, sector.count, Int(offset) + start)
             }
+        }
+    }
+}
+
+extension FileSystemCalls {
+    /// As on a file system whose renames have no flags.
+    mutating func lackFlags() {
+        renameat = { [renameat] directory, from, to, flags in
+            flags == 0 ? renameat(directory, from, to, flags) : .failure(Errno(EINVAL))
+        }
+    }
+
+    /// Asked before each plain rename of a path; what it answers is how that fails.
+    mutating func whenRenaming(_ failure: @escaping @Sendable (String, String) -> Errno?) {
+        renameat = { [renameat] directory, from, to, flags in
+            if flags == 0, directory == FileSystemCalls.noDirectory, let error = failure(from, to) {
+                return .failure(error)
+            }
+            return renameat(directory, from, to, flags)
         }
     }
 }

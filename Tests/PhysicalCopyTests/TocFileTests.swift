@@ -61,7 +61,7 @@ import Testing
     func drafts() throws {
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(in: parent.path, seed: 5)
-        let before = Set(try Files.names(in: sample.directory, ""))
+        let before = Set(try Files().names(in: sample.directory, ""))
         let prefix = FileDraft.prefix(of: TocDescription.fileName)
         let dead = prefix + "0123456789abcdef"
         let others = [prefix + "1", prefix + "0123456789abcdeg", prefix + "0123456789abcdef.partial"]
@@ -72,13 +72,13 @@ import Testing
         var drafts = [try copy.tocDraft(), try copy.tocDraft()]
         let own = drafts.map { String($0.path.split(separator: "/").last ?? "") }
         #expect(Set(own).count == 2)
-        #expect(Set(try Files.names(in: sample.directory, "")) == before.union(others).union(own))
+        #expect(Set(try Files().names(in: sample.directory, "")) == before.union(others).union(own))
         // flock(2) is left to who writes it.
         let descriptor = open(drafts[0].path, O_RDWR | O_CLOEXEC)
         #expect(flock(descriptor, LOCK_EX | LOCK_NB) == 0)
         close(descriptor)
         drafts = []
-        #expect(Set(try Files.names(in: sample.directory, "")) == before.union(others))
+        #expect(Set(try Files().names(in: sample.directory, "")) == before.union(others))
     }
 
     @Test(
@@ -102,7 +102,7 @@ import Testing
             }
         }
         #expect(reader == nil && copy.manifest.toc?.length == 9)
-        let manifest = try Files.read(sample.directory + "/" + Manifest.fileName, limit: 1 << 20, "")
+        let manifest = try Files().read(sample.directory + "/" + Manifest.fileName, limit: 1 << 20, "")
         #expect(try Manifest(decoding: manifest).toc == copy.manifest.toc)
     }
 

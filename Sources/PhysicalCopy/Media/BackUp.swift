@@ -130,14 +130,14 @@ private final class BackupWriter {
     }
 
     private func addToc(_ toc: TocDescription) throws(CopyError) {
-        let path = copy.directory + "/" + toc.name
         try archive.begin(BackupMember.toc, size: toc.length, startedAt: header.startedAt)
         var passing = PassingToc(toc)
         func require(_ finding: Finding?) throws(CopyError) {
             if let finding { throw Self.damaged(copy.directory, finding) }
         }
-        try Files.forEachPart(of: path, buffer.prefix(UInt64(CopyLimits.transferBytes))) {
-            bytes throws(CopyError) in
+        try copy.files.forEachPart(
+            of: toc.name, in: copy.lock.descriptor, buffer.prefix(UInt64(CopyLimits.transferBytes))
+        ) { bytes throws(CopyError) in
             try require(passing.take(bytes))
             try archive.write(bytes)
         }

@@ -39,7 +39,7 @@ public final class BackupInput {
         name = path
         self.check = check
         let action = "read the backup \(path)"
-        descriptor = try Files.open(path, O_RDONLY, action)
+        descriptor = try Files().open(path, O_RDONLY, action)
         ownsDescriptor = true
         var information = stat()
         guard fstat(descriptor, &information) == 0 else { throw .system(errno, action) }

@@ -100,7 +100,7 @@ public final class BackupOutput {
     }
 
     private static func open(_ path: String, _ flags: Int32, _ action: String) throws(CopyError) -> Int32 {
-        do throws(CopyError) { return try Files.open(path, flags, action) } catch {
+        do throws(CopyError) { return try Files().open(path, flags, action) } catch {
             guard errno == EBUSY else { throw error }
             throw CopyError(.cannotCreate, action, "it is in use", advice: "unmount it, or name another")
         }
