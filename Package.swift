@@ -94,7 +94,7 @@ let package = Package(
         tests("TestSupportTests", ["Blocks"]),
         tests("BlocksTests", ["Blocks", "CChecksum"]),
         tests("SCSITests", ["SCSI", "Blocks"]),
-        tests("AsyncIOTests", ["AsyncIO", "Blocks"]),
+        tests("AsyncIOTests", ["AsyncIO", "Blocks", "CAllocationCount"]),
         tests("OriginalImageTests", ["OriginalImage", "Blocks"]),
         tests("HostControlTests", ["HostControl"]),
         tests(
@@ -152,7 +152,8 @@ if let only = ProcessInfo.processInfo.environment["OUTBOARD_ONLY"] {
     var kept: Set<String> = []
     var wanted = only.split(separator: ",").map(String.init)
     while let name = wanted.popLast() {
-        guard kept.insert(name).inserted, let target = package.targets.first(where: { $0.name == name }) else {
+        guard kept.insert(name).inserted, let target = package.targets.first(where: { $0.name == name })
+        else {
             continue
         }
         for dependency in target.dependencies {

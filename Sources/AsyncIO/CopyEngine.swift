@@ -21,6 +21,8 @@ public final class CopyEngine {
         var piece: CopyPiece?
         /// Bytes of the phase that are done.
         var done = 0
+        /// What was told to the target's checksums, while it is written.
+        var summed: (checksums: ChunkChecksums, write: ChunkChecksums.Write)?
     }
 
     let system: SystemCalls
@@ -296,6 +298,12 @@ public final class CopyEngine {
         piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
         slots[index].phase = .writing
         slots[index].done = 0
+        // Once, here: what was read is in the caches still.
+        if let checksums = piece.targetChecksums?.current {
+            let bytes = UnsafeRawBufferPointer(
+                rebasing: buffers.bytes[(index * chunkSize)..<(index * chunkSize + piece.length)])
+            slots[index].summed = (checksums, checksums.begin(piece.targetRange, .bytes(bytes)))
+        }
         enqueueUnlessGivenUp(index, piece)
     }
 
@@ -310,7 +318,7 @@ public final class CopyEngine {
 
     private func finish(_ index: Int, _ piece: CopyPiece) {
         progress.add(bytes: piece.length)
-        release(index, piece)
+        release(index, piece, isDone: true)
     }
 
     private func fail(_ index: Int, _ piece: CopyPiece, isWrite: Bool, _ code: Int32) {
@@ -330,10 +338,12 @@ public final class CopyEngine {
 
     private func giveUp(_ index: Int, _ piece: CopyPiece) {
         firstGivenUp = min(firstGivenUp, piece.segment)
-        release(index, piece)
+        release(index, piece, isDone: false)
     }
 
-    private func release(_ index: Int, _ piece: CopyPiece) {
+    private func release(_ index: Int, _ piece: CopyPiece, isDone: Bool) {
+        // Before the range is given back: who changes what is kept has all of them.
+        if let (checksums, write) = slots[index].summed { checksums.end(write, isDone: isDone) }
         if slots[index].phase == .reading {
             piece.sourceRanges?.unlock(piece.sourceRange, exclusive: false)
         }

@@ -15,11 +15,15 @@ public struct CopySegment: Sendable {
     /// shared, while it is read, and from before it is read until it is written.
     public var sourceRanges: RangeLock?
     public var targetRanges: RangeLock?
+    /// Told of what is written to the target, with the checksums of whole chunks.
+    public var targetChecksums: ChecksumKeeper?
 
     public init(
         source: StorageFile, sourceOffset: UInt64, target: StorageFile, targetOffset: UInt64, length: UInt64,
-        sourceRanges: RangeLock? = nil, targetRanges: RangeLock? = nil
+        sourceRanges: RangeLock? = nil, targetRanges: RangeLock? = nil,
+        targetChecksums: ChecksumKeeper? = nil
     ) {
+        self.targetChecksums = targetChecksums
         self.sourceRanges = sourceRanges
         self.targetRanges = targetRanges
         self.source = source
@@ -96,6 +100,7 @@ struct CopyPiece {
     var sequence: UInt64
     var sourceRanges: RangeLock?
     var targetRanges: RangeLock?
+    var targetChecksums: ChecksumKeeper?
 
     var sourceRange: ByteRange { ByteRange(offset: sourceOffset, count: UInt64(length)) }
     var targetRange: ByteRange { ByteRange(offset: targetOffset, count: UInt64(length)) }
@@ -181,10 +186,18 @@ struct CopyPieces<Plan: IteratorProtocol> where Plan.Element == CopySegment {
         if !backwards, ragged != 0 { ragged = unit - ragged }
         var length = min(rest, ragged != 0 ? min(ragged, chunkSize) : chunkSize)
         if ragged == 0, length > unit { length = length.roundedDown(to: unit) }
+        if let summed = segment.targetChecksums?.current?.chunkSize, summed <= chunkSize {
+            // A piece that ends within a chunk leaves it to the next, and neither has the whole of it.
+            let stop =
+                backwards ? (edge - length).roundedUp(to: summed) : (edge + length).roundedDown(to: summed)
+            let whole = backwards ? edge - min(stop, edge) : stop - min(edge, stop)
+            if whole > 0 { length = whole }
+        }
         let start = backwards ? rest - length : done
         return CopyPiece(
             source: segment.source, target: segment.target, sourceOffset: segment.sourceOffset + start,
             targetOffset: segment.targetOffset + start, length: Int(length), segment: segmentsIssued,
-            sequence: sequence, sourceRanges: segment.sourceRanges, targetRanges: segment.targetRanges)
+            sequence: sequence, sourceRanges: segment.sourceRanges, targetRanges: segment.targetRanges,
+            targetChecksums: segment.targetChecksums)
     }
 }

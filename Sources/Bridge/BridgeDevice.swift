@@ -23,6 +23,8 @@ public final class BridgeDevice: SCSITargetDevice {
     let running = Monitor(0)
     let reservations: Reservations
     let tokens: TokenStore
+    /// Held while it is changed which checksums are kept.
+    let checksumChange = Monitor(())
     private let nexuses = Monitor<[ObjectIdentifier: NexusState]>([:])
 
     /// Opens the files and devices of `units`: read-only ones without a lock, so that a volume can be read
@@ -277,6 +279,7 @@ public final class BridgeDevice: SCSITargetDevice {
         case .receiveCopyResults(let action, let identifier, let length):
             return .data(try copyResults(action, identifier, unit, state), allocationLength: length)
         case .token(let command): return try execute(command, task, unit, state)
+        case .buffer(let command): return try execute(command, task, unit)
         case .inquiry, .reportLUNs, .requestSense:
             preconditionFailure("answered before a unit was looked for")
         }

@@ -130,14 +130,16 @@ extension CopyPlan {
     }
 }
 
-/// A unit's store whose changes are told to a ``ChangeWatch``.
+/// A unit's store whose changes are told to a ``ChangeWatch``, and to the checksums that are kept of it.
 final class WatchedStore: BlockStore {
     private let base: any BlockStore
     private let watch: ChangeWatch
+    private let checksums: ChecksumKeeper
 
-    init(_ base: any BlockStore, _ watch: ChangeWatch) {
+    init(_ base: any BlockStore, _ watch: ChangeWatch, _ checksums: ChecksumKeeper) {
         self.base = base
         self.watch = watch
+        self.checksums = checksums
     }
 
     var size: UInt64 { base.size }
@@ -145,11 +147,21 @@ final class WatchedStore: BlockStore {
     var isPrompt: Bool { base.isPrompt }
 
     private func change<Result>(
-        _ range: ByteRange, _ body: () throws(StoreError) -> Result
+        _ range: ByteRange, _ contents: ChunkChecksums.Contents = .other,
+        _ body: () throws(StoreError) -> Result
     ) throws(StoreError) -> Result {
         let change = watch.begin(range)
         defer { watch.end(change) }
-        return try body()
+        guard let kept = checksums.current else { return try body() }
+        let write = kept.begin(range, contents)
+        do throws(StoreError) {
+            let result = try body()
+            kept.end(write, isDone: true)
+            return result
+        } catch {
+            kept.end(write, isDone: false)
+            throw error
+        }
     }
 
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
@@ -178,7 +190,9 @@ final class WatchedStore: BlockStore {
     }
 
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-        try change(range) { () throws(StoreError) in try base.writeZeroes(range, options: options) }
+        try change(range, .zeros) { () throws(StoreError) in
+            try base.writeZeroes(range, options: options)
+        }
     }
 
     func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {

@@ -158,7 +158,7 @@ extension CopyPiece {
         }
         return AsyncIO.CopySegment(
             source: from, sourceOffset: sourceOffset, target: to, targetOffset: targetOffset, length: count,
-            sourceRanges: source?.ranges, targetRanges: target.ranges)
+            sourceRanges: source?.ranges, targetRanges: target.ranges, targetChecksums: target.checksums)
     }
 }
 

@@ -69,6 +69,14 @@ public enum BridgeLimits {
     static let patternBytes = 1 << 20
     /// Bytes that a copy moves at a time where the copy engine is not used.
     static let serialBuffer = 1 << 20
+    /// Bytes of a chunk that has a checksum; powers of two.
+    public static let checksumChunkSizes: ClosedRange<UInt64> = 64 << 10...1 << 40
+    /// Chunks of one unit of which checksums are kept, 8 bytes of memory each, and of all units together; one more is
+    /// refused, INSUFFICIENT RESOURCES.
+    public static let checksumChunks = 1 << 22
+    public static let checksumChunksInAll = 1 << 24
+    /// Chunks that one READ BUFFER tells.
+    static let checksumsAtOnce = 1 << 16
     /// Unit attention conditions pending at one unit for one nexus; SAM-5 lets a device drop repeated ones.
     static let unitAttentions = 8
 

@@ -21,6 +21,8 @@ final class LogicalUnit: Sendable {
     /// Keeps commands that read and write in one go apart from all others, copies included. Units over the same
     /// storage have the same. Who holds some of it exclusively waits for no other unit's.
     let ranges: RangeLock
+    /// Of its bytes, where an initiator has asked for them. Units over the same storage have the same.
+    let checksums: ChecksumKeeper
     /// Told by the store of what is written through it; what writes to the file tells it, too.
     let watch = ChangeWatch()
     /// Nobody but this device changes its bytes, so that a change of them can be known.
@@ -61,7 +63,8 @@ final class LogicalUnit: Sendable {
         self.blockSize = unit.blockSize
         let padded = size.roundedUp(to: blockSize)
         let whole = padded == size ? store : PaddedStore(store, size: padded)
-        self.store = unit.readOnly ? whole : WatchedStore(whole, watch)
+        (ranges, checksums) = locks.shared(by: storage)
+        self.store = unit.readOnly ? whole : WatchedStore(whole, watch, checksums)
         keepsInstants = !unit.readOnly && unit.isLocked
         blockCount = padded / blockSize
         physicalBlockSize = unit.physicalBlockSize ?? unit.blockSize
@@ -75,7 +78,6 @@ final class LogicalUnit: Sendable {
         backedBytes = size
         self.file = file
         self.storage = storage
-        ranges = locks.ranges(of: storage)
         initiators = unit.initiators.map { Set($0.map { $0.lowercased() }) }
         let value = storage.hash(unitNumber: unit.number)
         identity = value
@@ -170,24 +172,25 @@ final class LogicalUnit: Sendable {
     }
 }
 
-/// One range lock for each storage, however many units lie over it.
+/// One range lock and one keeper of checksums for each storage, however many units lie over it.
 final class StorageLocks: Sendable {
-    private let locks = Monitor<[StorageKey: RangeLock]>([:])
+    typealias Shared = (ranges: RangeLock, checksums: ChecksumKeeper)
+    private let all = Monitor<[StorageKey: Shared]>([:])
 
-    func ranges(of storage: StorageKey) -> RangeLock {
-        locks.withLock { locks in
-            if let lock = locks[storage] { return lock }
-            let lock = RangeLock()
-            locks[storage] = lock
-            return lock
+    func shared(by storage: StorageKey) -> Shared {
+        all.withLock { all in
+            if let shared = all[storage] { return shared }
+            let shared = (RangeLock(), ChecksumKeeper())
+            all[storage] = shared
+            return shared
         }
     }
 }
 
 /// What INQUIRY says.
 enum Identity {
-    static let vendor = "OUTBOARD"
-    static let product = "BRIDGE"
+    static let vendor = BridgeIdentity.vendor
+    static let product = BridgeIdentity.product
     static let revision = "1.0"
 }
 

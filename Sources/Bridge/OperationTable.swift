@@ -51,6 +51,9 @@ enum OperationTable {
         [0, listIdentifier, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]
     }
 
+    /// Mode, buffer, offset, length.
+    private static let buffer: [UInt8] = [0x1F] + [UInt8](repeating: 0xFF, count: 7) + [0]
+
     /// A list identifier of 32 bits, and a length.
     private static let longIdentifier: [UInt8] = [0] + [UInt8](repeating: 0xFF, count: 4) + [0, 0, 0, 0]
 
@@ -75,6 +78,8 @@ enum OperationTable {
         Operation(
             .maintenanceIn, ServiceAction.reportSupportedTaskManagementFunctions, .read,
             [0, 0x80, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF, 0, 0]),
+        Operation(.writeBuffer, .write, buffer),
+        Operation(.readBuffer, .write, buffer),
         Operation(.extendedCopy, ServiceAction.extendedCopyLID1, .write, thirdParty(0)),
         Operation(.extendedCopy, ServiceAction.extendedCopyLID4, .write, thirdParty(0)),
         Operation(
@@ -177,7 +182,9 @@ enum OperationTable {
     /// Whether a command may write blocks of the unit that it is addressed to by itself. What copies write is known
     /// when they are planned.
     static func writesBlocks(_ cdb: [UInt8]) -> Bool {
-        let others: [OperationCode] = [.extendedCopy, .receiveCopyResults, .modeSelect6, .modeSelect10]
+        let others: [OperationCode] = [
+            .extendedCopy, .receiveCopyResults, .modeSelect6, .modeSelect10, .writeBuffer, .readBuffer,
+        ]
         return access(of: cdb) == .write && !others.contains { $0.rawValue == cdb.first }
     }
 

@@ -121,6 +121,7 @@ public enum Command: Hashable, Sendable {
     case reservation(ReservationCommand)
     case capabilityReport(CapabilityReport)
     case token(TokenCommand)
+    case buffer(BufferCommand)
     /// EXTENDED COPY (LID1).
     case extendedCopy(parameterListLength: Int)
     /// RECEIVE COPY RESULTS; the list identifier counts for LID1's service actions only.
@@ -144,6 +145,8 @@ public enum Command: Hashable, Sendable {
             self = .block(block)
         } else if let token = TokenCommand(code, cdb) {
             self = .token(token)
+        } else if let buffer = BufferCommand(code, cdb) {
+            self = .buffer(buffer)
         } else if let other = try Self.decodeBlockCommand(code, cdb) {
             self = other
         } else {

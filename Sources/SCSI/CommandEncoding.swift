@@ -14,6 +14,7 @@ extension Command {
         case .reservation(let command): command.encoded()
         case .capabilityReport(let report): report.encoded()
         case .token(let command): command.encoded()
+        case .buffer(let command): command.encoded()
         case .copy(let command): command.encoded()
         default: encodedPlain()
         }
@@ -56,7 +57,7 @@ extension Command {
                 $0.set(UInt32(length), at: 10)
             }
         case .read, .write, .synchronizeCache, .writeSame16, .block, .modeSense, .modeSelect,
-            .reservation, .capabilityReport, .token, .copy:
+            .reservation, .capabilityReport, .token, .buffer, .copy:
             preconditionFailure("encoded by itself")
         }
     }

@@ -71,6 +71,15 @@ import Testing
             .copy(.status(listIdentifier: 0x0102_0304, allocationLength: 0x0506)),
             [0x84, 5, 1, 2, 3, 4, 0, 0, 0, 0, 0, 0, 5, 6, 0, 0]
         ),
+        (
+            .buffer(
+                .read(.init(mode: 0x1E, buffer: 0x43, offset: 0x01_0203), allocationLength: 0x04_0506)),
+            [0x3C, 0x1E, 0x43, 1, 2, 3, 4, 5, 6, 0]
+        ),
+        (
+            .buffer(.write(.init(mode: 1, buffer: 0xFF), parameterListLength: 0xFF_FFFF)),
+            [0x3B, 1, 0xFF, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0]
+        ),
     ]
 
     static let goldenBlockCommands: [(Command, [UInt8])] = [
