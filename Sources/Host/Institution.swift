@@ -48,17 +48,19 @@ extension CopyOnWriteVolume {
                 chunkCount: geometry.chunkCount)
             try controlling {
                 () throws(LogError) in
-                try log.begin(number: next.number, uuid: next.uuid, institutedAt: realTime())
+                try log.begin(number: next.number, uuid: next.uuid, institutedAt: LogEpoch.notInstituted)
             }
             do throws(ControlError) {
                 try flushSourceForControl()
                 let instant = try install(next)
                 try controlling { () throws(LogError) in try log.stamp(institutedAt: instant) }
             } catch {
+                // The cache may have been full as soon as the gate was open.
+                let voided = log.epoch.flatMap { $0.state == .void ? $0.voidReason : nil }
                 // Nobody has heard of this epoch; its cache is free again.
                 abandon(next, "institution failed: \(error.message)")
                 try controlling { () throws(LogError) in try log.release() }
-                throw error
+                throw voided.map { ControlError(.epochVoid, "the epoch is void: \($0)") } ?? error
             }
             return try statusOfEpoch()
         }

@@ -42,7 +42,7 @@ public struct LogEpoch: Hashable, Sendable {
     public var number: UInt64
     public var uuid: UUID
     public var state: LogState
-    /// Nanoseconds since 1970.
+    /// Nanoseconds since 1970, or ``notInstituted``.
     public var institutedAt: Int64
     /// The machine's boot id at institution.
     public var boot: UUID
@@ -51,6 +51,10 @@ public struct LogEpoch: Hashable, Sendable {
     /// Why it is void, in words for people; empty otherwise.
     public var voidReason: String
     public var flags: LogFlags
+
+    /// The instant has not come yet: the superblock is there before it. A host that dies meanwhile leaves nobody who
+    /// has heard of the epoch.
+    public static let notInstituted: Int64 = 0
 
     public init(
         number: UInt64, uuid: UUID, state: LogState = .open, institutedAt: Int64, boot: UUID,

@@ -165,7 +165,8 @@ extension OriginalImageLog {
     /// Where the next batch goes: bytes used, batches and entries there.
     public var head: LogPosition { state.withLock { $0.head } }
 
-    /// Opens an epoch: its superblock is on stable storage at return.
+    /// Opens an epoch: its superblock is on stable storage at return. An instant that is known later only is
+    /// ``LogEpoch/notInstituted`` until ``stamp(institutedAt:)``.
     /// - Throws: ``LogError/wrongState(_:)`` unless there is none or the last is released;
     ///   ``LogError/corrupt(_:)`` when `number` is beyond ``LogLimits/counter``.
     public func begin(number: UInt64, uuid: UUID, institutedAt: Int64) throws(LogError) {

@@ -29,6 +29,9 @@ extension OriginalImageLog {
                 "the host was started with chunks of \(ByteCount(settings.geometry.chunkSize)), and the epoch "
                     + "was begun with chunks of \(ByteCount(geometry.chunkSize))")
         }
+        guard epoch.institutedAt != LogEpoch.notInstituted else {
+            return .lost("the host ended before the epoch's instant")
+        }
         guard superblock.capacity <= store.size else {
             return .lost("the cache is smaller than the \(superblock.capacity) bytes that it had")
         }

@@ -44,6 +44,23 @@ import Testing
         #expect(try volume.begin().number == 2)
     }
 
+    /// The gate is open before the instant is recorded; writers can have filled the cache by then.
+    @Test func aCacheThatIsFullAtOnceVoidsTheEpoch() throws {
+        let log = Monitor<OriginalImageLog?>(nil)
+        let volume = try CopyOnWriteVolume(
+            source: FaultyStore(pattern(16 * 4096)), cache: FaultyStore(size: 1 << 20),
+            settings: Fixture.settings(), defects: []
+        ) { checkpoint in
+            guard case .instituted(let epoch) = checkpoint else { return }
+            log.withLock { $0 }?.void("the cache failed: full", epoch: epoch)
+        }
+        log.withLock { $0 = volume.log }
+        let failure = #expect(throws: ControlError.self) { try volume.begin() }
+        #expect(failure?.code == .epochVoid && failure?.message.contains("full") == true)
+        log.withLock { $0 = nil }
+        #expect(try volume.begin().number == 2)
+    }
+
     @Test func trimsCostNoCache() throws {
         let before = pattern(16 * 4096)
         let volume = try CopyOnWriteVolume(

@@ -144,6 +144,24 @@ import Testing
         }
     }
 
+    @Test func anEpochWhoseInstantHadNotComeIsVoid() throws {
+        let store = MemoryStore(size: 1 << 20)
+        do {
+            let log = try OriginalImageLog(store, settings: Fixture.settings())
+            try log.begin(number: 1, uuid: Fixture.epoch, institutedAt: LogEpoch.notInstituted)
+            try Fixture.append([4], to: log)
+        }
+        let again = try OriginalImageLog(
+            MemoryStore(store.bytes(at: 0, count: 1 << 20)), settings: Fixture.settings())
+        #expect(
+            again.finding == .lost && again.epoch?.voidReason.contains("before the epoch's instant") == true)
+        let log = try OriginalImageLog(store, settings: Fixture.settings())
+        try log.release()
+        try log.begin(number: 2, uuid: UUID(), institutedAt: LogEpoch.notInstituted)
+        try log.stamp(institutedAt: 7)
+        #expect(try OriginalImageLog(store, settings: Fixture.settings()).finding == .resumed(entries: 0))
+    }
+
     @Test func bootIdAndDurability() throws {
         let power = try OriginalImageLog(
             try Fixture.store(durability: .power), settings: Fixture.settings(.power, boot: Fixture.otherBoot)
