@@ -70,28 +70,22 @@ private final class Child: Sendable {
     init(executable: String, units: [PrivateUnit], credentials: (name: String, secret: String))
         throws(AgentError)
     {
-        let directory = try Self.privateDirectory()
-        // Removed when the child has read it: it reads before it says that it is ready.
-        secrets = directory
+        messages = try Spawn.memoryFile("messages", doing: Self.doing)
         do throws(AgentError) {
-            try Self.write(
-                "\(credentials.name) \(credentials.secret)\n", to: directory + "/chap")
-            messages = open(directory + "/messages", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-            guard messages >= 0 else { throw AgentError.system(errno, doing: Self.doing, to: executable) }
+            let secrets = try Self.secretFile("\(credentials.name) \(credentials.secret)\n")
+            defer { close(secrets) }
             var arguments = [
-                executable, "bridge", "--private", "--portal", "127.0.0.1:0", "--chap-file",
-                directory + "/chap",
+                executable, "bridge", "--private", "--portal", "127.0.0.1:0", "--chap-file", Spawn.extraPath,
             ]
             for unit in units { arguments += ["--private-unit", unit.argument] }
-            let (process, input, output) = try Self.spawn(executable, arguments, messages)
+            let (process, input, output) = try Self.spawn(executable, arguments, messages, secrets)
             self.output = output
             state = Monitor(State(process: process, input: input))
         } catch {
-            Self.removeSecrets(directory)
+            close(messages)
             throw error
         }
     }
-    private let secrets: String
 
     deinit {
         stop()
@@ -99,34 +93,20 @@ private final class Child: Sendable {
         close(messages)
     }
 
-    private static func privateDirectory() throws(AgentError) -> String {
-        let base = getenv("TMPDIR").map { String(cString: $0) } ?? "/tmp"
-        var template = Array("\(base)/outboard-bridge-XXXXXX".utf8CString)
-        guard let made = mkdtemp(&template) else {
-            throw AgentError.system(
-                errno, doing: "making a private directory (TMPDIR) in", to: base, otherwise: .cannotCreate)
-        }
-        return String(cString: made)
-    }
-
-    private static func write(_ text: String, to path: String) throws(AgentError) {
-        let descriptor = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)
-        guard descriptor >= 0 else { throw AgentError.system(errno, doing: doing, to: path) }
-        defer { close(descriptor) }
+    /// Neither a command line nor a directory shows what is in it.
+    private static func secretFile(_ text: String) throws(AgentError) -> Int32 {
+        let file = try Spawn.memoryFile("chap", doing: doing)
         let bytes = Array(text.utf8)
-        guard Glibc.write(descriptor, bytes, bytes.count) == bytes.count else {
-            throw AgentError.system(errno, doing: doing, to: path)
+        guard Glibc.write(file, bytes, bytes.count) == bytes.count else {
+            let number = errno
+            close(file)
+            throw AgentError.system(number, doing: doing, to: "chap")
         }
-    }
-
-    private static func removeSecrets(_ directory: String) {
-        unlink(directory + "/chap")
-        unlink(directory + "/messages")
-        rmdir(directory)
+        return file
     }
 
     private static func spawn(
-        _ executable: String, _ arguments: [String], _ messages: Int32
+        _ executable: String, _ arguments: [String], _ messages: Int32, _ secrets: Int32
     ) throws(AgentError) -> (pid_t, input: Int32, output: Int32) {
         let input = try Spawn.pipe(doing: doing)
         defer { close(input.reading) }
@@ -139,7 +119,7 @@ private final class Child: Sendable {
         do throws(AgentError) {
             let process = try Spawn.start(
                 executable, arguments, input: .descriptor(input.reading), output: output.writing,
-                errors: messages, doing: doing)
+                errors: messages, extra: secrets, doing: doing)
             return (process, input.writing, output.reading)
         } catch {
             close(input.writing)
@@ -150,7 +130,6 @@ private final class Child: Sendable {
 
     /// - Returns: where it serves, from its ready line.
     func waitUntilReady(_ cancellation: CancellationToken) throws(AgentError) -> BridgeAddress {
-        defer { Self.removeSecrets(secrets) }
         let deadline = MonotonicClock.now &+ UInt64(AgentLimits.bridgeStartSeconds * 1e9)
         var line: [UInt8] = []
         while !line.contains(UInt8(ascii: "\n")) {
@@ -182,7 +161,12 @@ private final class Child: Sendable {
     /// It ended before it was ready: its exit status is ours, and what it said is the reason.
     private func ended() -> AgentError {
         let status = reap(seconds: AgentLimits.bridgeStopSeconds)
-        let code = status.flatMap { $0 & 0x7F == 0 ? AgentError.ExitStatus(rawValue: $0 >> 8 & 0xFF) : nil }
+        if let signal = status.map({ $0 & 0x7F }), signal != 0 {
+            return AgentError(
+                .unavailable, doing: Self.doing, to: "",
+                because: "it was ended by signal \(signal). \(said())")
+        }
+        let code = status.flatMap { AgentError.ExitStatus(rawValue: $0 >> 8 & 0xFF) }
         return AgentError(code ?? .software, doing: Self.doing, to: "", because: said())
     }
 

@@ -30,6 +30,8 @@ extension AgentError {
         self.init(CopyError.store(error, "\(doing) \(subject)"))
         (self.doing, self.subject) = (doing, subject)
         if error.code == .noSpace { cause = .noSpace }
+        // A connection that was lost: host or bridge are not there any more.
+        if error.code == .gone { status = .unavailable }
     }
 
     /// A log that cannot be read.

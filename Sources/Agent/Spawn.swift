@@ -14,11 +14,12 @@ enum Spawn {
     ///   - arguments: the program's own name among them, as the first.
     ///   - output: its standard output; by default our standard error, because our standard output is for results.
     ///   - errors: its standard error.
+    ///   - extra: its descriptor 3 (``extraPath``).
     ///   - doing: what fails when this fails.
     /// - Throws: what posix_spawn(3) says.
     static func start(
         _ executable: String, _ arguments: [String], input: Input, output: Int32 = STDERR_FILENO,
-        errors: Int32 = STDERR_FILENO, doing: String
+        errors: Int32 = STDERR_FILENO, extra: Int32? = nil, doing: String
     ) throws(AgentError) -> pid_t {
         var attributes = posix_spawnattr_t()
         posix_spawnattr_init(&attributes)
@@ -37,6 +38,7 @@ enum Spawn {
         }
         posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO)
         posix_spawn_file_actions_adddup2(&actions, errors, STDERR_FILENO)
+        if let extra { posix_spawn_file_actions_adddup2(&actions, extra, 3) }
         let strings: [UnsafeMutablePointer<CChar>?] = arguments.map { strdup($0) } + [nil]
         defer { for string in strings { free(string) } }
         var process = pid_t()
@@ -46,6 +48,28 @@ enum Spawn {
         }
         guard code == 0 else { throw AgentError.system(code, doing: doing, to: executable) }
         return process
+    }
+
+    /// What a child is told as the path of its descriptor 3.
+    static let extraPath = "/proc/self/fd/3"
+
+    private typealias CreateMemoryFile = @convention(c) (UnsafePointer<CChar>, UInt32) -> Int32
+
+    /// A file in memory: without a name, it is gone with the last process that has it open, however that ends. For its
+    /// owner alone; no child inherits it, unless it is given it.
+    static func memoryFile(_ name: String, doing: String) throws(AgentError) -> Int32 {
+        // The C library has it, but its module for Swift does not show it. 1: MFD_CLOEXEC.
+        guard let symbol = dlsym(nil, "memfd_create") else {
+            throw AgentError.system(ENOSYS, doing: doing, to: name)
+        }
+        let file = unsafeBitCast(symbol, to: CreateMemoryFile.self)(name, 1)
+        guard file >= 0 else { throw AgentError.system(errno, doing: doing, to: name) }
+        guard fchmod(file, 0o600) == 0 else {
+            let number = errno
+            close(file)
+            throw AgentError.system(number, doing: doing, to: name)
+        }
+        return file
     }
 
     /// A pipe whose ends no child inherits, unless it is given one.
