@@ -23,18 +23,32 @@ public final class PrefixOracle: Sendable {
     public let region: ByteRange
     public let maximumLength: UInt64
     private let history = Monitor<[NumberedOperation]>([])
+    private let found: [UInt8]?
+    private let flushInterval: Int?
+    private let flushed = Monitor(0)
 
     /// - Parameters:
     ///   - region: where this writer writes; it alone.
     ///   - maximumLength: bytes of its longest operation; the shortest are 512.
-    public init(seed: UInt64, region: ByteRange, maximumLength: UInt64 = 256 << 10) {
+    ///   - found: what the region holds already; nil: what ``initialize(_:)`` will put there.
+    ///   - flushInterval: after so many operations comes a flush; nil: none does.
+    public init(
+        seed: UInt64, region: ByteRange, maximumLength: UInt64 = 256 << 10, found: [UInt8]? = nil,
+        flushInterval: Int? = nil
+    ) {
         precondition(region.count >= 512 && maximumLength >= 512)
+        precondition(found.map { $0.count == Int(region.count) } ?? true)
         self.seed = seed
         self.region = region
         self.maximumLength = min(maximumLength, region.count)
+        self.found = found
+        self.flushInterval = flushInterval
     }
 
     public var operations: [NumberedOperation] { history.withLock { $0 } }
+
+    /// How many of the operations lie before the last flush that was answered.
+    public var flushedCount: Int { flushed.withLock { $0 } }
 
     public static var realTime: Int64 {
         var time = timespec()
@@ -66,6 +80,7 @@ public final class PrefixOracle: Sendable {
     }
 
     private var initialContent: [UInt8] {
+        if let found { return found }
         var bytes = content(of: 0, at: region)
         for i in bytes.indices.suffix(bytes.count / 4) { bytes[i] = 0 }
         return bytes
@@ -74,7 +89,13 @@ public final class PrefixOracle: Sendable {
     /// Writes, one operation after another, until `stop` says so.
     public func run(on store: any BlockStore, until stop: () -> Bool) throws(StoreError) {
         var generator = SeededGenerator(seed: seed &+ UInt64(operations.count))
-        while !stop() { try runOne(on: store, using: &generator) }
+        while !stop() {
+            try runOne(on: store, using: &generator)
+            guard let flushInterval, operations.count % flushInterval == 0 else { continue }
+            let count = operations.count
+            try store.flush()
+            flushed.withLock { $0 = count }
+        }
     }
 
     private func runOne(
@@ -138,6 +159,25 @@ public final class PrefixOracle: Sendable {
                 + nearest.text)
     }
 
+    /// Judges the source's own bytes after its server was killed or has stopped: everything that was answered must be
+    /// there; of an operation that was not, the last, each byte is as before it or as after it.
+    public func judgeSource(_ bytes: [UInt8]) -> Verdict {
+        precondition(bytes.count == Int(region.count))
+        let operations = operations
+        let answered = operations.prefix { $0.finishedAt != nil }
+        precondition(operations.count - answered.count <= 1)
+        var state = State(content: initialContent, copy: bytes)
+        for operation in answered { state.apply(operation, of: self) }
+        if let open = operations.last, open.finishedAt == nil { state.allow(open, of: self) }
+        guard let first = state.firstMismatch else { return .consistent(k: answered.count) }
+        let address = region.offset + UInt64(first)
+        let last = answered.last { $0.range.intersection(ByteRange(offset: address, count: 1)) != nil }
+        let isFlushed = last.map { $0.number <= flushedCount } ?? true
+        return .inconsistent(
+            "seed \(seed): of \(answered.count) answered writes one is lost\(isFlushed ? ", and it was flushed" : ""): "
+                + "number \(last?.number ?? 0), \(describe(first, in: bytes))")
+    }
+
     private func describe(_ index: Int, in copy: [UInt8]) -> String {
         let address = region.offset + UInt64(index)
         let stamp = Int(address.roundedDown(to: Self.stampBytes)) - Int(region.offset)
@@ -167,6 +207,16 @@ private struct State {
     func differs(_ i: Int) -> Bool { copy[i] != content[i] && !(mayBeZero[i] && copy[i] == 0) }
 
     var firstMismatch: Int? { content.indices.first { differs($0) } }
+
+    /// The operation may have been done in part: where the copy shows its outcome, that is taken as right.
+    mutating func allow(_ operation: NumberedOperation, of oracle: PrefixOracle) {
+        let start = Int(operation.range.offset - oracle.region.offset)
+        let outcome =
+            operation.kind == .write ? oracle.content(of: operation.number, at: operation.range) : []
+        for i in 0..<Int(operation.range.count) where copy[start + i] == (outcome.isEmpty ? 0 : outcome[i]) {
+            content[start + i] = copy[start + i]
+        }
+    }
 
     mutating func apply(_ operation: NumberedOperation, of oracle: PrefixOracle) {
         let start = Int(operation.range.offset - oracle.region.offset)

@@ -37,6 +37,76 @@ import Testing
         #expect(!oracle.judge(bytes, within: 0...40).isConsistent)
     }
 
+    /// A store that takes so many operations, and of the next only some bytes, if it is a write.
+    private final class DyingStore: BlockStore {
+        let inner: MemoryStore
+        private let left: Monitor<Int>
+        private let taken: Int
+
+        init(_ inner: MemoryStore, operations: Int, taken: Int) {
+            self.inner = inner
+            self.taken = taken
+            left = Monitor(operations)
+        }
+
+        var size: UInt64 { inner.size }
+        var capabilities: StoreCapabilities { inner.capabilities }
+        private func isLast() -> Bool {
+            left.withLock { left in
+                left -= 1
+                return left < 0
+            }
+        }
+        func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+            try inner.read(at: offset, into: buffer)
+        }
+        func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
+            guard isLast() else { return try inner.write(buffer, at: offset, durable: durable) }
+            try inner.write(
+                UnsafeRawBufferPointer(rebasing: buffer.prefix(taken)), at: offset, durable: durable)
+            throw StoreError(.gone)
+        }
+        func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
+            guard !isLast() else { throw StoreError(.gone) }
+            try inner.writeZeroes(range, options: options)
+        }
+        func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
+            guard !isLast() else { throw StoreError(.gone) }
+            try inner.trim(range, durable: durable)
+        }
+        func flush() {}
+    }
+
+    @Test(arguments: 0..<8 as Range<UInt64>, [0, 100, 100_000])
+    func whatWasAnsweredMustBeInTheSource(seed: UInt64, taken: Int) throws {
+        let memory = MemoryStore(size: 400_000)
+        let first = seededBytes(Int(region.count), seed: seed)
+        try memory.write(first, at: region.offset)
+        let oracle = PrefixOracle(
+            seed: seed, region: region, maximumLength: 20_000, found: first, flushInterval: 10)
+        #expect(throws: StoreError.self) {
+            try oracle.run(on: DyingStore(memory, operations: 35, taken: taken)) { false }
+        }
+        #expect(oracle.flushedCount == 30)
+        let bytes = try memory.bytes(at: region.offset, count: Int(region.count))
+        #expect(oracle.judgeSource(bytes).isConsistent)
+        // The answered operations that nothing has hidden since.
+        for index in [3, 33] {
+            guard let lost = oracle.operations[..<35].last(where: { $0.kind == .write && $0.number <= index })
+            else { continue }
+            var wrong = bytes
+            let place = Int(lost.range.offset - region.offset)
+            let isHidden = oracle.operations[Int(lost.number)...].contains {
+                $0.range.intersection(ByteRange(offset: lost.range.offset, count: 1)) != nil
+            }
+            wrong[place] ^= 0x55
+            let verdict = oracle.judgeSource(wrong)
+            #expect(!verdict.isConsistent)
+            guard !isHidden, case .inconsistent(let text) = verdict else { continue }
+            #expect(text.contains("and it was flushed") == (lost.number <= 30), "\(text)")
+        }
+    }
+
     @Test func aMissedWriteAndALaterOneAreFound() throws {
         let oracle = PrefixOracle(seed: 8, region: region, maximumLength: 20_000)
         let store = MemoryStore(size: 400_000)
