@@ -86,6 +86,25 @@ enum RunningProcesses {
         (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/\(member)"))?.count ?? 0
     }
 
+    /// Processes that were started with this variable in their environment, or by such, and run.
+    static func marked(_ name: String, _ value: String) -> [pid_t] {
+        let entry = Data("\(name)=\(value)\0".utf8)
+        let names = (try? FileManager.default.contentsOfDirectory(atPath: "/proc")) ?? []
+        return names.compactMap { pid_t($0) }.filter { process in
+            // One that ends while it is looked at, or is another user's, is none of them.
+            guard let all = FileManager.default.contents(atPath: "/proc/\(process)/environ") else {
+                return false
+            }
+            return all.range(of: entry) != nil && !hasEnded(process)
+        }
+    }
+
+    /// The words of its command line; none when it has ended.
+    static func command(of process: pid_t) -> [String] {
+        let line = (try? String(contentsOfFile: "/proc/\(process)/cmdline", encoding: .utf8)) ?? ""
+        return line.split(separator: "\0").map(String.init)
+    }
+
     private static func fields(of process: pid_t) -> (state: Substring, parent: pid_t)? {
         guard let text = try? String(contentsOfFile: "/proc/\(process)/stat", encoding: .utf8),
             let end = text.lastIndex(of: ")")

@@ -6,18 +6,9 @@ import Testing
 
 /// A real FIFREEZE, and who thaws it.
 @Suite(.serialized, .enabled(if: LoopMount.isPossible, "\(LoopMount.reason)")) struct FreezeTests {
-    /// FIFREEZE refuses what is frozen already.
-    private func isFrozen(_ mountPoint: String) throws -> Bool {
-        let result = try runProgram("fsfreeze", ["-f", mountPoint], seconds: 30)
-        if result.isSuccess { try LoopMount.succeed("fsfreeze", ["-u", mountPoint]) }
-        return !result.isSuccess && result.errors.contains("busy")
-    }
-
     private func guardian(of copy: ChildProcess) throws -> pid_t {
         let found = RunningProcesses.children(of: copy.identifier).first { child in
-            // A child that has just ended has none.
-            let line = (try? String(contentsOfFile: "/proc/\(child)/cmdline", encoding: .utf8)) ?? ""
-            return line.split(separator: "\0").dropFirst().first == "thaw-guard"
+            RunningProcesses.command(of: child).dropFirst().first == "thaw-guard"
         }
         guard let found else { throw TestFailure("the copy has no guard") }
         return found
@@ -43,17 +34,17 @@ import Testing
             "copy", "--host", proxy.path, "--to", scratch("copy"), "--freeze", mount,
         ])
         #expect(proxy.awaitHeld(), "\(copy.errors)")
-        #expect(try isFrozen(mount))
+        #expect(try TestMount.isFrozen(mount))
         if !hasGuard { kill(try guardian(of: copy), SIGKILL) }
         copy.signal(SIGKILL)
         #expect(copy.waitForExit() == .signal(SIGKILL))
         if hasGuard {
             // The guard holds the copy's standard error until it is done.
             #expect(copy.wait(seconds: 30) != nil)
-            #expect(try !isFrozen(mount))
+            #expect(try !TestMount.isFrozen(mount))
             #expect(try volume.canWrite())
         } else {
-            #expect(try isFrozen(mount))
+            #expect(try TestMount.isFrozen(mount))
             try LoopMount.succeed("fsfreeze", ["-u", mount])
         }
         #expect(!FileManager.default.fileExists(atPath: scratch("copy")))
@@ -79,7 +70,7 @@ import Testing
         copy.signal(SIGKILL)
         // The guard runs it last.
         #expect(wentOn.awaitWriter(), "\(copy.errors)")
-        #expect(try isFrozen(mount.path))
+        #expect(try TestMount.isFrozen(mount.path))
         try LoopMount.succeed("fsfreeze", ["-u", mount.path])
     }
 
@@ -93,7 +84,7 @@ import Testing
             mount.path + "/.",
         ])
         #expect(result.status == 64 && result.errors.contains("named twice"), "\(result)")
-        #expect(try host.isIdle() && !isFrozen(mount.path))
+        #expect(try host.isIdle() && !TestMount.isFrozen(mount.path))
     }
 
     /// What the host must write while it makes the instant would wait for the thaw, and the thaw for the host.

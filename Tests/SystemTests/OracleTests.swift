@@ -148,10 +148,11 @@ final class Writer: Sendable {
     private let store: NBDStore
     private let state = Monitor((stopping: false, done: false, failure: StoreError?.none))
 
-    init(_ oracle: PrefixOracle, to socket: String) throws {
+    /// - Parameter initializes: puts there first what the oracle has as the region's first contents.
+    init(_ oracle: PrefixOracle, to socket: String, initializes: Bool = true) throws {
         self.oracle = oracle
         store = try NBDStore(.unixSocket(socket, export: ""), connections: 1)
-        try oracle.initialize(store)
+        if initializes { try oracle.initialize(store) }
     }
 
     func start() {

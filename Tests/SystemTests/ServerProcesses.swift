@@ -66,13 +66,17 @@ final class BridgeProcess: Sendable {
     var portal: String { portals[0] }
 
     /// - Parameter units: as `--unit` takes them.
-    convenience init(units: [String], options: [String] = []) throws {
+    convenience init(
+        units: [String], portal: String = "127.0.0.1:0", options: [String] = [],
+        environment: [String: String] = [:]
+    ) throws {
         try self.init(
-            arguments: ["--portal", "127.0.0.1:0"] + units.flatMap { ["--unit", $0] } + options)
+            arguments: ["--portal", portal] + units.flatMap { ["--unit", $0] } + options,
+            environment: environment)
     }
 
-    init(arguments: [String]) throws {
-        process = try Outboard.start(["bridge"] + arguments)
+    init(arguments: [String], environment: [String: String] = [:]) throws {
+        process = try Outboard.start(["bridge"] + arguments, environment: environment)
         guard let line = process.line(where: { $0.hasPrefix("ready ") }) else {
             process.stop()
             throw TestFailure("the bridge did not start: \(process.errors)")

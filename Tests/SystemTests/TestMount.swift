@@ -45,6 +45,15 @@ final class TestMount: Sendable {
 
     func grow(to size: Int) throws { try LoopMount.succeed("mount", ["-o", "remount,size=\(size)", path]) }
 
+    func isFrozen() throws -> Bool { try Self.isFrozen(path) }
+
+    /// FIFREEZE refuses what is frozen already.
+    static func isFrozen(_ mountPoint: String) throws -> Bool {
+        let result = try runProgram("fsfreeze", ["-f", mountPoint], seconds: 30)
+        if result.isSuccess { try LoopMount.succeed("fsfreeze", ["-u", mountPoint]) }
+        return !result.isSuccess && result.errors.contains("busy")
+    }
+
     /// Whether a write to the file system comes to its end, as it does not while it is frozen.
     func canWrite() throws -> Bool {
         try runProgram("dd", ["if=/dev/zero", "of=\(self("written"))", "count=1", "conv=fsync"], seconds: 10)

@@ -1,0 +1,310 @@
+import Agent
+import Blocks
+import Foundation
+import HostControl
+import PhysicalCopy
+import TestSupport
+
+/// One volume with its host and a standing bridge, which live from round to round unless they are killed.
+final class KillLane {
+    /// The variable by which this lane's processes are found, whoever started them.
+    private static let mark = "OUTBOARD_TEST_LANE"
+
+    let shape: KillShape
+    let scratch: ScratchDirectory
+    let copies: KillCopies
+    var tally = KillTally()
+    private let mount: TestMount?
+    private let environment: [String: String]
+    private(set) var host: HostProcess
+    private var bridge: BridgeProcess
+    /// What the volume held when it was last looked at.
+    private var content: [UInt8]
+    /// Seconds that copies take which nobody interrupts: by a private bridge, by the standing one.
+    private var wholeCopy = [false: 0.5, true: 0.5]
+
+    init(_ shape: KillShape) throws {
+        self.shape = shape
+        scratch = try ScratchDirectory()
+        mount = TestMount.isPossible ? try TestMount(loop: 16 << 20, in: scratch) : nil
+        for name in ["copies", "tmp"] {
+            try FileManager.default.createDirectory(atPath: scratch(name), withIntermediateDirectories: false)
+        }
+        environment = [Self.mark: scratch.path, "TMPDIR": scratch("tmp")]
+        try makePatternFile(scratch("volume.img"), count: Int(shape.size), seed: shape.seed)
+        try makeSparseFile(scratch("unit"), size: 24 << 20)
+        content = try contents(scratch("volume.img"))
+        host = try HostProcess(scratch, options: shape.hostOptions, environment: environment)
+        bridge = try BridgeProcess(units: Self.units(host), environment: environment)
+        copies = KillCopies(in: scratch("copies"), scratch, environment: environment)
+    }
+
+    private static func units(_ host: HostProcess) -> [String] {
+        ["0=\(host.source),ro", "1=\(host.cache),ro", "2=\(host.directory("unit"))"]
+    }
+
+    /// One round; what it counted, and what was wrong in it.
+    /// - Parameter victim: nil: the seed says it.
+    func run(_ seed: UInt64, victim: KillScenario.Victim? = nil) -> KillTally {
+        tally = KillTally()
+        tally.rounds = 1
+        let scenario = KillScenario(seed: seed, freezing: mount?.path, victim: victim)
+        do { try round(scenario) } catch { tally.stuck.append("\(scenario), \(shape): \(error)") }
+        return tally
+    }
+
+    private func round(_ scenario: KillScenario) throws {
+        try revive()
+        try copies.prepare(scenario)
+        let writers = try startWriters(scenario)
+        let begun = PrefixOracle.realTime
+        let copy = try Outboard.start(copyArguments(scenario), environment: environment)
+        let statusBefore = try kill(scenario, copy, begun)
+        try settle(scenario, copy)
+        let died = !host.process.isRunning
+        for writer in writers { stop(writer, died, scenario) }
+        if died { try restartHost(scenario, statusBefore) }
+        judgeSource(writers, scenario)
+        try judgeSnapshot(writers, begun, scenario)
+        if !bridge.process.isRunning { try restartBridge() }
+        let verdict = try copies.judge(
+            scenario, writers.map(\.oracle), begun: begun, saidDone: copy.wait(seconds: 1) == .exit(0), &tally
+        )
+        if case .wrong(let text) = verdict { tally.wrongCopies.append("\(scenario), \(shape): \(text)") }
+        if let mount, scenario.options.contains("--freeze"), try mount.isFrozen() {
+            tally.stuck.append("\(scenario): the file system is frozen")
+            try LoopMount.succeed("fsfreeze", ["-u", mount.path])
+        }
+    }
+
+    // MARK: Load
+
+    private func startWriters(_ scenario: KillScenario) throws -> [Writer] {
+        let half = (shape.size / 2).roundedDown(to: 512)
+        let regions = [ByteRange(offset: 0, count: half), ByteRange(offset: half, count: shape.size - half)]
+        let writers = try regions.enumerated().map { index, region in
+            let oracle = PrefixOracle(
+                seed: scenario.seed << 8 | UInt64(index), region: region, maximumLength: 32 << 10,
+                found: Array(content[Int(region.offset)..<Int(region.end)]), flushInterval: 16)
+            return try Writer(oracle, to: host.socket, initializes: false)
+        }
+        for writer in writers { writer.start() }
+        for writer in writers { writer.waitForOperations(3) }
+        return writers
+    }
+
+    private func stop(_ writer: Writer, _ hostDied: Bool, _ scenario: KillScenario) {
+        do { try writer.stop() } catch {
+            // The end of a connection is no error of a request that was answered.
+            let isEnd = (error as? StoreError)?.code == .gone
+            if !hostDied || !isEnd { tally.foregroundErrors.append("\(scenario): \(error)") }
+        }
+        tally.answeredWrites += writer.oracle.operations.count { $0.finishedAt != nil }
+        tally.flushedWrites += writer.oracle.flushedCount
+    }
+
+    private func copyArguments(_ scenario: KillScenario) -> [String] {
+        var words = [
+            "copy", "--host", host.control, "--to", copies.path, "--mode", scenario.mode, "--end",
+            scenario.end,
+        ]
+        if scenario.isStanding {
+            words += ["--bridge", bridge.uri, "--source-unit", "0", "--cache-unit", "1", "--copy-unit", "2"]
+        }
+        if scenario.isStanding || scenario.replaces { words.append("--force") }
+        return words + scenario.options
+    }
+
+    // MARK: Kills
+
+    /// - Returns: what the host said right before.
+    private func kill(_ scenario: KillScenario, _ copy: ChildProcess, _ begun: Int64) throws -> VolumeStatus {
+        var privateBridge: pid_t?
+        switch scenario.victim {
+        case .nobody, .integrate:
+            try awaitWholeCopy(scenario, copy, begun)
+            return try host.status()
+        case .bridge, .bridgeAndHost:
+            // By the clock: it is no child of ours.
+            try waitUntil("there is a private bridge") {
+                privateBridge = scenario.isStanding ? nil : bridge(of: copy)
+                return scenario.isStanding || privateBridge != nil || !copy.isRunning
+            }
+        default: break
+        }
+        usleep(UInt32(scenario.moment * wholeCopy[scenario.isStanding]! * 1.1e6))
+        var status = try host.status()
+        let epoch = status.epoch.flatMap { $0.institutedAt >= begun ? $0.state.rawValue : nil }
+        tally.phases[epoch ?? "not begun", default: 0] += 1
+        switch scenario.victim {
+        case .host: kill(host.process, "host")
+        case .agent: kill(copy, "agent")
+        case .bridge: killBridge(privateBridge, scenario)
+        case .hostAndAgent:
+            kill(host.process, "host")
+            kill(copy, "agent")
+        case .agentAndHost:
+            kill(copy, "agent")
+            _ = copy.waitForExit()
+            // Nobody is left who could end the epoch.
+            status = try host.status()
+            kill(host.process, "host")
+        case .bridgeAndHost:
+            killBridge(privateBridge, scenario)
+            kill(host.process, "host")
+        case .integrate, .nobody: break
+        }
+        return status
+    }
+
+    private func awaitWholeCopy(_ scenario: KillScenario, _ copy: ChildProcess, _ begun: Int64) throws {
+        guard copy.waitForExit() == .exit(0) else { return }
+        let seconds = Double(PrefixOracle.realTime - begun) / 1e9
+        wholeCopy[scenario.isStanding] = seconds
+        if scenario.victim == .integrate { try copies.killIntegrate(scenario, &tally) }
+    }
+
+    private func bridge(of copy: ChildProcess) -> pid_t? {
+        RunningProcesses.children(of: copy.identifier).first {
+            RunningProcesses.command(of: $0).dropFirst().first == "bridge"
+        }
+    }
+
+    private func kill(_ process: ChildProcess, _ name: String) {
+        guard process.isRunning else { return }
+        process.signal(SIGKILL)
+        tally.kills[name, default: 0] += 1
+    }
+
+    private func killBridge(_ privateOne: pid_t?, _ scenario: KillScenario) {
+        if scenario.isStanding { return kill(bridge.process, "bridge") }
+        guard let privateOne, !RunningProcesses.hasEnded(privateOne) else { return }
+        Glibc.kill(privateOne, SIGKILL)
+        tally.kills["bridge", default: 0] += 1
+    }
+
+    /// Waits until the copy has ended, and all that it started.
+    private func settle(_ scenario: KillScenario, _ copy: ChildProcess) throws {
+        guard let ending = copy.waitForExit(seconds: 60) else {
+            copy.signal(SIGKILL)
+            throw TestFailure("the copy did not end: \(copy.errors)")
+        }
+        if ending != .signal(SIGKILL) { tally.endings["\(scenario.victim): \(ending)", default: 0] += 1 }
+        let allowed: [ChildProcess.Ending] = [.exit(0), .exit(69), .exit(75), .signal(SIGKILL)]
+        if !allowed.contains(ending) { tally.stuck.append("\(scenario): \(ending), \(copy.errors)") }
+        if scenario.victim.includesHost { _ = host.process.waitForExit(seconds: 30) }
+        try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
+    }
+
+    private func awaitNoProcess(but known: [pid_t]) throws {
+        var left: [pid_t] = []
+        do {
+            // By the clock: they are no children of ours.
+            try waitUntil("all processes of the copy have ended", seconds: 30) {
+                left = RunningProcesses.marked(Self.mark, scratch.path).filter { !known.contains($0) }
+                return left.isEmpty
+            }
+        } catch {
+            let commands = left.map { RunningProcesses.command(of: $0).joined(separator: " ") }
+            for process in left { Glibc.kill(process, SIGKILL) }
+            throw TestFailure("processes are left: \(commands)")
+        }
+    }
+
+    // MARK: Back to life
+
+    private func revive() throws {
+        if !host.process.isRunning { try restartHost(nil, nil) }
+        if !bridge.process.isRunning { try restartBridge() }
+    }
+
+    private func restartBridge() throws {
+        bridge = try BridgeProcess(units: Self.units(host), portal: bridge.portal, environment: environment)
+    }
+
+    private func restartHost(_ scenario: KillScenario?, _ before: VolumeStatus?) throws {
+        let begun = MonotonicClock.now
+        host = try HostProcess(scratch, options: shape.hostOptions, environment: environment)
+        tally.longestRestart = max(tally.longestRestart, Double(MonotonicClock.now - begun) / 1e9)
+        let status = try host.status()
+        guard let scenario, let old = before?.epoch else { return }
+        let order: [EpochState] = [.open, .ended, .released]
+        guard let new = status.epoch, new.number >= old.number else {
+            return tally.stuck.append("\(scenario): epoch \(old.number) is forgotten")
+        }
+        if new.state == .void {
+            // What fills up does so; and one whose instant had not come nobody has heard of.
+            let reasons = ["full", "before the epoch's instant"]
+            guard !reasons.contains(where: { new.voidReason?.contains($0) == true }) else { return }
+            return tally.stuck.append("\(scenario): epoch \(new.number) is void, \(new.voidReason ?? "")")
+        }
+        if new.state == .open { tally.openEpochs += 1 }
+        guard new.number == old.number, let was = order.firstIndex(of: old.state) else { return }
+        let isOrdered = order.firstIndex(of: new.state)! >= was
+        // Whoever could have ended it was dead already.
+        if !isOrdered || scenario.victim == .agentAndHost && new.state != old.state {
+            tally.stuck.append("\(scenario): epoch \(new.number) was \(old.state), is \(new.state)")
+        }
+    }
+
+    // MARK: What is right
+
+    private func judgeSource(_ writers: [Writer], _ scenario: KillScenario) {
+        do {
+            content = try contents(host.source)
+            let served = try NBDStore(.unixSocket(host.socket, export: ""), connections: 1)
+            if try served.bytes(at: 0, count: content.count) != content {
+                tally.lostWrites.append("\(scenario): the host serves something else than its source")
+            }
+        } catch { return tally.stuck.append("\(scenario): the source cannot be read, \(error)") }
+        for oracle in writers.map(\.oracle) {
+            let region = oracle.region
+            tally.judgedSources += 1
+            let verdict = oracle.judgeSource(Array(content[Int(region.offset)..<Int(region.end)]))
+            if !verdict.isConsistent { tally.lostWrites.append("\(scenario), \(shape): \(verdict)") }
+        }
+    }
+
+    /// The epoch that the copy left open, if it did, has the volume as of its instant.
+    private func judgeSnapshot(_ writers: [Writer], _ begun: Int64, _ scenario: KillScenario) throws {
+        let status = try host.status()
+        if status.isFrozen { tally.stuck.append("\(scenario): the volume is frozen") }
+        guard let epoch = status.epoch, epoch.state == .open, epoch.institutedAt >= begun else { return }
+        let snapshot = try NBDStore(.unixSocket(host.socket, export: "snapshot"), connections: 1)
+        let bytes = try snapshot.bytes(at: 0, count: Int(shape.size))
+        tally.judgedSnapshots += 1
+        for oracle in writers.map(\.oracle) {
+            let verdict = oracle.judge(
+                Array(bytes[Int(oracle.region.offset)..<Int(oracle.region.end)]),
+                within: oracle.bounds(at: epoch.institutedAt))
+            if !verdict.isConsistent {
+                tally.wrongCopies.append("\(scenario), \(shape): the snapshot, \(verdict)")
+            }
+        }
+    }
+
+    /// After the last round: a copy of the volume at rest works, it leaves nothing of those before, and all ends in order.
+    func finish() -> KillTally {
+        tally = KillTally()
+        do {
+            try revive()
+            let copy = try Outboard.run(
+                ["copy", "--host", host.control, "--to", copies.path, "--force"], environment: environment)
+            guard copy.isSuccess, try contents(copies.path + "/data.img") == contents(host.source) else {
+                throw TestFailure("the last copy is not the volume: \(copy)")
+            }
+            try copies.expectNoLeftovers()
+            guard try host.isIdle() else { throw TestFailure("the host is not idle after the last copy") }
+            for process in [host.process, bridge.process] where process.stop() != .exit(0) {
+                throw TestFailure("\(process.command): \(process.errors)")
+            }
+            try awaitNoProcess(but: [])
+            let names = Set(try FileManager.default.contentsOfDirectory(atPath: scratch.path))
+            let left = names.subtracting([
+                "volume.img", "volume.cache", "unit", "copies", "tmp", "ext4", "ext4.img",
+            ])
+            guard left.isEmpty else { throw TestFailure("left behind: \(left)") }
+        } catch { tally.stuck.append("\(shape), at the end: \(error)") }
+        return tally
+    }
+}
