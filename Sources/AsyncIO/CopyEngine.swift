@@ -54,7 +54,7 @@ public final class CopyEngine {
         try self.init(depth: depth, chunkSize: chunkSize, system: .live)
     }
 
-    init(depth: Int, chunkSize: Int, system: SystemCalls) throws(StorageError) {
+    package init(depth: Int, chunkSize: Int, system: SystemCalls) throws(StorageError) {
         precondition(AsyncIOLimits.depth.contains(depth), "depth out of bounds")
         precondition(
             AsyncIOLimits.chunkSize.contains(chunkSize) && chunkSize & (chunkSize - 1) == 0,

@@ -70,7 +70,7 @@ public final class StorageFile: GrowableStore {
     public let alignment: Int
 
     /// Always through the page cache; the same as ``descriptor`` where there is no direct I/O.
-    let bufferedDescriptor: Int32
+    package let bufferedDescriptor: Int32
     let mode: StorageMode
     let ranges = RangeLock()
     let flushes = FlushQueue()
@@ -138,8 +138,9 @@ public final class StorageFile: GrowableStore {
         }
     }
 
-    init(
-        _ path: String, access: StorageAccess, mode: StorageMode, lock: StorageLock, minimumSize: UInt64?,
+    package init(
+        _ path: String, access: StorageAccess, mode: StorageMode, lock: StorageLock,
+        minimumSize: UInt64? = nil,
         system: SystemCalls
     ) throws(StorageError) {
         let opening = try OpenedFile(path, access: access, lock: lock)

@@ -3,26 +3,26 @@ import CLibAIO
 import Glibc
 
 /// A libaio request and its completion, under names that spare other files the import.
-typealias ControlBlock = iocb
-typealias CompletionEvent = io_event
-typealias AIOContext = io_context_t
+package typealias ControlBlock = iocb
+package typealias CompletionEvent = io_event
+package typealias AIOContext = io_context_t
 
 /// Every system call that moves or measures data, one entry each, so that tests can put failures, short
 /// transfers and interruptions in their place (style 5). The entries do nothing but the call; retrying is
 /// the callers' work.
-struct SystemCalls: Sendable {
-    typealias Vectors = UnsafeBufferPointer<iovec>
+package struct SystemCalls: Sendable {
+    package typealias Vectors = UnsafeBufferPointer<iovec>
 
-    var pread: @Sendable (Int32, UnsafeMutableRawBufferPointer, UInt64) -> Result<Int, Errno> = {
+    package var pread: @Sendable (Int32, UnsafeMutableRawBufferPointer, UInt64) -> Result<Int, Errno> = {
         fd, buffer, offset in
         SystemCalls.result { Glibc.pread(fd, buffer.baseAddress, buffer.count, off_t(offset)) }
     }
-    var pwrite: @Sendable (Int32, UnsafeRawBufferPointer, UInt64) -> Result<Int, Errno> = {
+    package var pwrite: @Sendable (Int32, UnsafeRawBufferPointer, UInt64) -> Result<Int, Errno> = {
         fd, buffer, offset in
         SystemCalls.result { Glibc.pwrite(fd, buffer.baseAddress, buffer.count, off_t(offset)) }
     }
     /// The last argument asks for RWF_DSYNC.
-    var pwritev: @Sendable (Int32, Vectors, UInt64, Bool) -> Result<Int, Errno> = {
+    package var pwritev: @Sendable (Int32, Vectors, UInt64, Bool) -> Result<Int, Errno> = {
         fd, vectors, offset, durable in
         SystemCalls.result {
             CLibAIO.pwritev2(
@@ -30,37 +30,37 @@ struct SystemCalls: Sendable {
                 durable ? Int32(OUTBOARD_RWF_DSYNC) : 0)
         }
     }
-    var fdatasync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
+    package var fdatasync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
         SystemCalls.result { Int(Glibc.fdatasync(fd)) }
     }
-    var fsync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
+    package var fsync: @Sendable (Int32) -> Result<Int, Errno> = { fd in
         SystemCalls.result { Int(Glibc.fsync(fd)) }
     }
-    var truncate: @Sendable (Int32, UInt64) -> Result<Int, Errno> = { fd, size in
+    package var truncate: @Sendable (Int32, UInt64) -> Result<Int, Errno> = { fd, size in
         SystemCalls.result { Int(Glibc.ftruncate(fd, off_t(size))) }
     }
-    var fallocate: @Sendable (Int32, FallocateMode, UInt64, UInt64) -> Result<Int, Errno> = {
+    package var fallocate: @Sendable (Int32, FallocateMode, UInt64, UInt64) -> Result<Int, Errno> = {
         fd, mode, offset, count in
         SystemCalls.result { Int(CLibAIO.fallocate(fd, mode.rawValue, off_t(offset), off_t(count))) }
     }
     /// BLKZEROOUT or BLKDISCARD of a byte range.
-    var deviceRange: @Sendable (Int32, DeviceRangeRequest, UInt64, UInt64) -> Result<Int, Errno> = {
+    package var deviceRange: @Sendable (Int32, DeviceRangeRequest, UInt64, UInt64) -> Result<Int, Errno> = {
         fd, request, offset, count in
         var range = (offset, count)
         let code = request == .zeroOut ? OUTBOARD_BLKZEROOUT : OUTBOARD_BLKDISCARD
         return SystemCalls.result { Int(ioctl(fd, code, &range)) }
     }
     /// SEEK_DATA or SEEK_HOLE.
-    var seek: @Sendable (Int32, UInt64, SeekTarget) -> Result<Int, Errno> = { fd, offset, target in
+    package var seek: @Sendable (Int32, UInt64, SeekTarget) -> Result<Int, Errno> = { fd, offset, target in
         SystemCalls.result { lseek(fd, off_t(offset), target.rawValue) }
     }
 
-    var ioSetup: @Sendable (Int, UnsafeMutablePointer<AIOContext?>) -> Result<Int, Errno> = {
+    package var ioSetup: @Sendable (Int, UnsafeMutablePointer<AIOContext?>) -> Result<Int, Errno> = {
         count, context in
         SystemCalls.aioResult(Int(io_setup(Int32(count), context)))
     }
-    var ioDestroy: @Sendable (AIOContext) -> Void = { context in _ = io_destroy(context) }
-    var ioSubmit:
+    package var ioDestroy: @Sendable (AIOContext) -> Void = { context in _ = io_destroy(context) }
+    package var ioSubmit:
         @Sendable (AIOContext, Int, UnsafeMutablePointer<UnsafeMutablePointer<ControlBlock>?>) -> Result<
             Int, Errno
         > = {
@@ -68,13 +68,15 @@ struct SystemCalls: Sendable {
             SystemCalls.aioResult(Int(io_submit(context, count, blocks)))
         }
     /// At least one event, unless the time (milliseconds) is over.
-    var ioGetEvents:
+    package var ioGetEvents:
         @Sendable (AIOContext, UnsafeMutableBufferPointer<CompletionEvent>, Int) -> Result<Int, Errno> = {
             context, events, milliseconds in
             var time = timespec(tv_sec: milliseconds / 1000, tv_nsec: milliseconds % 1000 * 1_000_000)
             return SystemCalls.aioResult(
                 Int(io_getevents(context, 1, events.count, events.baseAddress, &time)))
         }
+
+    package init() {}
 
     static let live = SystemCalls()
 
@@ -89,18 +91,18 @@ struct SystemCalls: Sendable {
     }
 }
 
-enum DeviceRangeRequest: Sendable { case zeroOut, discard }
+package enum DeviceRangeRequest: Sendable { case zeroOut, discard }
 
-enum SeekTarget: Int32, Sendable {
+package enum SeekTarget: Int32, Sendable {
     case data = 3
     case hole = 4
 }
 
-struct FallocateMode: Sendable {
+package struct FallocateMode: Hashable, Sendable {
     var rawValue: Int32
-    static let allocate = FallocateMode(rawValue: 0)
-    static let punchHole = FallocateMode(rawValue: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
-    static let zeroRange = FallocateMode(rawValue: FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
+    package static let allocate = FallocateMode(rawValue: 0)
+    package static let punchHole = FallocateMode(rawValue: FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
+    package static let zeroRange = FallocateMode(rawValue: FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE)
 }
 
 /// What opening needs beyond Glibc's module.
@@ -172,5 +174,40 @@ extension CompletionEvent {
     var outcome: Result<Int, Errno> {
         let value = Int(bitPattern: res)
         return value < 0 ? .failure(Errno(Int32(truncatingIfNeeded: -value))) : .success(value)
+    }
+}
+
+/// A request as whoever stands in for the system sees it.
+package struct AsyncRequest {
+    package enum Kind: Sendable { case read, write, flush }
+    package var kind: Kind
+    package var descriptor: Int32
+    package var buffer: UnsafeMutableRawBufferPointer
+    package var offset: UInt64
+    package var tag: Int
+}
+
+extension ControlBlock {
+    package var request: AsyncRequest {
+        let kind: AsyncRequest.Kind =
+            switch UInt32(aio_lio_opcode) {
+            case IO_CMD_PREAD.rawValue: .read
+            case IO_CMD_PWRITE.rawValue: .write
+            default: .flush
+            }
+        return AsyncRequest(
+            kind: kind, descriptor: Int32(aio_fildes),
+            buffer: UnsafeMutableRawBufferPointer(
+                start: kind == .flush ? nil : u.c.buf, count: kind == .flush ? 0 : Int(u.c.nbytes)),
+            offset: kind == .flush ? 0 : UInt64(u.c.offset), tag: Int(bitPattern: data) - 1)
+    }
+}
+
+extension CompletionEvent {
+    /// - Parameter result: bytes, or a negated error number.
+    package init(tag: Int, result: Int) {
+        self.init()
+        data = UnsafeMutableRawPointer(bitPattern: tag + 1)
+        res = UInt(bitPattern: result)
     }
 }

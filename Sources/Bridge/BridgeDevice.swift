@@ -1,3 +1,4 @@
+import AsyncIO
 import Blocks
 import Logging
 import SCSI
@@ -58,6 +59,22 @@ public final class BridgeDevice: SCSITargetDevice {
             throw error
         }
         for unit in summaries { Self.report(unit, logger) }
+    }
+
+    /// Over files that are open already, with a copy engine over other system calls: for the simulator.
+    package convenience init(
+        files: [(unit: BridgeUnit, file: StorageFile)], chunkSize: Int, system: SystemCalls, logger: Logger
+    ) throws(BridgeError) {
+        let locks = StorageLocks()
+        var opened: [LogicalUnit] = []
+        for (unit, file) in files {
+            opened.append(
+                try LogicalUnit(
+                    unit, store: file, storage: StorageKey(file.identity), file: file, locks: locks))
+        }
+        try self.init(
+            opened: opened, mover: EngineMover(EnginePool(chunkSize: chunkSize, system: system)),
+            logger: logger)
     }
 
     init(

@@ -40,7 +40,14 @@ final class EnginePool: Sendable {
         var running = 0
     }
     private let state = Monitor(State())
-    private let chunkSize = AsyncIOLimits.defaultChunkSize
+    private let chunkSize: Int
+    private let system: SystemCalls?
+
+    /// - Parameter system: what takes the system's place; nil: nothing.
+    init(chunkSize: Int = AsyncIOLimits.defaultChunkSize, system: SystemCalls? = nil) {
+        self.chunkSize = chunkSize
+        self.system = system
+    }
 
     /// Runs `body` with an engine that nobody else uses.
     /// - Parameter bytes: what there is to copy, in `pieces` pieces: less gets a shallower queue.
@@ -73,7 +80,10 @@ final class EnginePool: Sendable {
             return state.idle.remove(at: index)
         }
         if let idle { return idle }
-        do throws(StorageError) { return try CopyEngine(depth: depth, chunkSize: chunkSize) } catch {
+        do throws(StorageError) {
+            guard let system else { return try CopyEngine(depth: depth, chunkSize: chunkSize) }
+            return try CopyEngine(depth: depth, chunkSize: chunkSize, system: system)
+        } catch {
             throw MoveFailure(reason: .engine(error), segment: 0)
         }
     }
@@ -89,7 +99,9 @@ final class EnginePool: Sendable {
 /// The copy engine where both ends lie in files, which keeps the order where pieces overlap; the rest, which is
 /// zeros that fill up a block and blocks that end in padding, piece by piece.
 struct EngineMover: CopyMover {
-    private let pool = EnginePool()
+    private let pool: EnginePool
+
+    init(_ pool: EnginePool = EnginePool()) { self.pool = pool }
 
     func move(_ plan: CopyPlan, _ control: CopyControl) throws(MoveFailure) {
         guard !plan.pieces.isEmpty else { return }

@@ -2,18 +2,24 @@ import Foundation
 import HostControl
 
 /// Answers the requests of the control socket, one line each; knows nothing of sockets. May block.
-struct ControlDispatcher: Sendable {
+package struct ControlDispatcher: Sendable {
     let volume: CopyOnWriteVolume
     let place: HostDescriptor
+
+    package init(volume: CopyOnWriteVolume, place: HostDescriptor) {
+        self.volume = volume
+        self.place = place
+    }
+
     /// What ends the host; called after the answer to `host.shutdown` has gone out.
-    struct Answer {
+    package struct Answer {
         /// One line with its end; nil for a notification.
-        var line: [UInt8]?
-        var endsHost = false
+        package var line: [UInt8]?
+        package var endsHost = false
     }
 
     /// The answer to one line.
-    func answer(to line: [UInt8], holder: EpochHolder) -> Answer {
+    package func answer(to line: [UInt8], holder: EpochHolder) -> Answer {
         let head: ControlRequestHead
         do { head = try ControlCodec.decode(from: line) } catch {
             return Answer(line: Self.refusal(ofNoRequest: line))

@@ -30,7 +30,7 @@ public final class Initiator: Sendable {
     public static let name = "iqn.2026-01.net.outboard:agent"
 
     public let address: BridgeAddress
-    private let connection: InitiatorConnection
+    private let connection: any InitiatorTransport
 
     /// Connects and logs in.
     /// - Throws: 69 when the target is not reachable, 77 when it refuses the login, 66 when it has no target
@@ -41,11 +41,18 @@ public final class Initiator: Sendable {
     ) throws(AgentError) {
         self.address = address
         do throws(InitiatorConnection.Loss) {
-            connection = try InitiatorConnection(address: address, initiatorName: Self.name)
-            try connection.open(timeout: timeout, isCancelled: isCancelled)
+            let session = try InitiatorConnection(address: address, initiatorName: Self.name)
+            try session.open(timeout: timeout, isCancelled: isCancelled)
+            connection = session
         } catch {
             throw Self.error(error, doing: "logging in to the bridge", address.description)
         }
+    }
+
+    /// Over a session that stands already.
+    package init(_ address: BridgeAddress, over transport: any InitiatorTransport) {
+        self.address = address
+        connection = transport
     }
 
     deinit { connection.drop(.closed) }

@@ -7,25 +7,25 @@ import Glibc
 
 /// One command on its way. Caller and event thread share it; the buffers are the caller's, who waits until the
 /// event thread has completed it.
-final class InitiatorTask: @unchecked Sendable {
+package final class InitiatorTask: @unchecked Sendable {
     // @unchecked: what is not in the monitor is set before the event thread gets it, or only that one's.
 
-    enum DataPhase {
+    package enum DataPhase {
         case none
         case dataIn(UnsafeMutableRawBufferPointer)
         case dataOut(UnsafeRawBufferPointer)
     }
 
-    enum Completion: Sendable {
+    package enum Completion: Sendable {
         /// A SAM status with sense data, and how many bytes of the data phase were moved.
         case status(UInt8, sense: [UInt8], moved: Int)
         case aborted
-        case lost(InitiatorConnection.Loss)
+        case lost(SessionLoss)
     }
 
-    let lun: Int32
-    let cdb: [UInt8]
-    let data: DataPhase
+    package let lun: Int32
+    package let cdb: [UInt8]
+    package let data: DataPhase
     let completion = Monitor<Completion?>(nil)
     // The event thread's.
     fileprivate var task: UnsafeMutablePointer<scsi_task>?
@@ -38,11 +38,11 @@ final class InitiatorTask: @unchecked Sendable {
         self.data = data
     }
 
-    fileprivate func complete(_ value: Completion) {
+    package func complete(_ value: Completion) {
         completion.withLockAndNotify { if $0 == nil { $0 = value } }
     }
 
-    fileprivate var expectedBytes: Int {
+    package var expectedBytes: Int {
         switch data {
         case .none: 0
         case .dataIn(let buffer): buffer.count
@@ -51,20 +51,34 @@ final class InitiatorTask: @unchecked Sendable {
     }
 }
 
+/// Why there is no session, or no more.
+package enum SessionLoss: Error, Hashable, Sendable {
+    case unreachable(String)
+    /// Status-Class and -Detail of the Login Response (RFC 7143 §11.13.5).
+    case loginRefused(UInt16, String)
+    case dropped(String)
+    case interrupted
+    case timedOut(String)
+    case closed
+}
+
+/// What carries an initiator's commands to a target: ``InitiatorConnection`` is it, the simulator has another.
+package protocol InitiatorTransport: AnyObject, Sendable {
+    /// Sends it; its completion comes in any case.
+    func submit(_ task: InitiatorTask)
+    /// ABORT TASK.
+    func abort(_ task: InitiatorTask)
+    /// Ends the session; commands in flight complete as lost.
+    func drop(_ loss: SessionLoss)
+    /// Nil while the session stands.
+    var loss: SessionLoss? { get }
+}
+
 /// An iSCSI session of one connection, from its login to its loss.
-final class InitiatorConnection: @unchecked Sendable {
+final class InitiatorConnection: InitiatorTransport, @unchecked Sendable {
     // @unchecked: what is not in the monitor belongs to the event thread.
 
-    /// Why there is no session, or no more.
-    enum Loss: Error, Hashable, Sendable {
-        case unreachable(String)
-        /// Status-Class and -Detail of the Login Response (RFC 7143 §11.13.5).
-        case loginRefused(UInt16, String)
-        case dropped(String)
-        case interrupted
-        case timedOut(String)
-        case closed
-    }
+    typealias Loss = SessionLoss
 
     private struct Queue {
         var submitted: [InitiatorTask] = []
