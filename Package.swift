@@ -91,6 +91,13 @@ let package = Package(
             // It hashes what it lists: fifty times slower without.
             name: "FileSystemWitness", dependencies: ["CWitnessCalls"], path: "Tests/FileSystemWitness",
             swiftSettings: strict + [.unsafeFlags(["-O", "-parse-as-library"])]),
+        .executableTarget(
+            name: "simulate",
+            dependencies: [
+                "TestSupport", "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "Bridge", "Host",
+                "PhysicalCopy", "Agent", log,
+            ],
+            path: "Tests/Simulation", swiftSettings: strict + [.unsafeFlags(["-O"])]),
         tests("TestSupportTests", ["Blocks"]),
         tests("BlocksTests", ["Blocks", "CChecksum"]),
         tests("SCSITests", ["SCSI", "Blocks"]),

@@ -1,0 +1,247 @@
+import Blocks
+import Glibc
+import TestSupport
+
+/// What a sector holds: the number of the operation that wrote it; 0: zeros.
+typealias Content = Int
+
+enum SectorContents {
+    static let bytes = SimulatedDisk.sector
+
+    static func make(_ content: Content, sector: Int) -> [UInt8] {
+        guard content != 0 else { return [UInt8](repeating: 0, count: bytes) }
+        var generator = SeededGenerator(seed: UInt64(content) << 20 ^ UInt64(sector))
+        return [UInt8](unsafeUninitializedCapacity: bytes) { buffer, count in
+            let raw = UnsafeMutableRawBufferPointer(buffer)
+            raw.storeBytes(of: UInt64(content), toByteOffset: 0, as: UInt64.self)
+            for offset in stride(from: 8, to: bytes, by: 8) {
+                raw.storeBytes(of: generator.next(), toByteOffset: offset, as: UInt64.self)
+            }
+            count = bytes
+        }
+    }
+
+    /// Nil: bytes that nobody wrote there.
+    static func read(_ bytes: ArraySlice<UInt8>, sector: Int) -> Content? {
+        let number = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 0, as: UInt64.self) }
+        guard let content = Content(exactly: number), content >= 0, content < 1 << 40 else { return nil }
+        return bytes.elementsEqual(make(content, sector: sector)) ? content : nil
+    }
+}
+
+/// An application: one operation after another on a part of the volume that is its own, and a memory of what it was told.
+final class Application: @unchecked Sendable {  // touched by whose turn it is only
+    enum Kind { case write, zero, trim }
+    struct Operation {
+        var kind: Kind
+        var number: Content
+        var sectors: Range<Int>
+    }
+
+    let world: World
+    let region: Range<Int>
+    /// What each sector may hold now: one, unless an operation on it ended in doubt.
+    private var now: [[Content]]
+    /// What it may hold after a power cut: what was there when it was flushed last, and all since.
+    private var later: [[Content]]
+    /// Issued, and not answered.
+    private(set) var current: Operation?
+    private var isInDoubt = false
+    private(set) var operations = 0
+
+    init(_ world: World, region: Range<Int>, contents: [Content]) {
+        self.world = world
+        self.region = region
+        now = contents.map { [$0] }
+        later = now
+    }
+
+    // MARK: What it does
+
+    func run() {
+        while !world.stopsApplications {
+            world.scheduler.sleep(world.draw(3_000_000))
+            guard let host = world.host, host.isServing else { continue }
+            if isInDoubt {
+                lookAround(host)
+            } else {
+                step(host)
+            }
+        }
+    }
+
+    private func step(_ host: HostProcess) {
+        let dice = world.draw(20)
+        let count = 1 + Int(world.draw(dice == 0 ? UInt64(region.count) : 24))
+        let first = region.lowerBound + Int(world.draw(UInt64(region.count)))
+        let sectors = first..<min(first + count, region.upperBound)
+        switch dice {
+        case 0...2: flush(host)
+        case 3...4: check(host, sectors)
+        default:
+            let kind: Kind = dice == 5 ? .trim : dice <= 7 ? .zero : .write
+            change(host, Operation(kind: kind, number: world.nextNumber(), sectors: sectors), isDurable: dice > 17)
+        }
+        operations += 1
+    }
+
+    private func change(_ host: HostProcess, _ operation: Operation, isDurable: Bool) {
+        current = operation
+        let before = world.source.failures
+        let range = ByteRange(
+            offset: UInt64(operation.sectors.lowerBound * 512), count: UInt64(operation.sectors.count * 512))
+        let bytes = operation.sectors.flatMap { SectorContents.make(operation.number, sector: $0) }
+        let answer = host.perform { volume throws(StoreError) in
+            switch operation.kind {
+            case .write: try volume.write(bytes, at: range.offset, durable: isDurable)
+            case .zero: try volume.writeZeroes(range, options: isDurable ? .durable : [])
+            case .trim: try volume.trim(range, durable: isDurable)
+            }
+        }
+        switch answer {
+        case .done where operation.kind == .trim:
+            for sector in operation.sectors { add(0, at: sector) }
+            isInDoubt = operation.sectors.contains { now[$0 - region.lowerBound].count > 1 }
+        case .done:
+            let content = operation.kind == .zero ? 0 : operation.number
+            for sector in operation.sectors {
+                now[sector - region.lowerBound] = [content]
+                if isDurable {
+                    later[sector - region.lowerBound] = [content]
+                } else {
+                    addLater(content, at: sector)
+                }
+            }
+        case .failed(let error):
+            if world.source.failures == before, !host.hasFailedFlush || !isDurable {
+                world.fail("an application's \(operation.kind) failed: \(error.code)")
+            }
+            doubt(operation)
+        case .lost: doubt(operation)
+        }
+        current = nil
+    }
+
+    private func doubt(_ operation: Operation) {
+        isInDoubt = true
+        let content = operation.kind == .write ? operation.number : 0
+        for sector in operation.sectors { add(content, at: sector) }
+    }
+
+    private func add(_ content: Content, at sector: Int) {
+        let index = sector - region.lowerBound
+        if !now[index].contains(content) { now[index].append(content) }
+        addLater(content, at: sector)
+    }
+
+    private func addLater(_ content: Content, at sector: Int) {
+        let index = sector - region.lowerBound
+        if !later[index].contains(content) { later[index].append(content) }
+    }
+
+    private func flush(_ host: HostProcess) {
+        let before = world.source.failures
+        switch host.perform({ volume throws(StoreError) in try volume.flush() }) {
+        case .done: later = now
+        case .failed(let error):
+            if world.source.failures == before, !host.hasFailedFlush { world.fail("a flush failed: \(error.code)") }
+        case .lost: break
+        }
+    }
+
+    private func check(_ host: HostProcess, _ sectors: Range<Int>) {
+        guard let found = read(host, sectors) else { return }
+        settle(sectors, found, what: "a read")
+    }
+
+    /// After an answer that did not come: what is there?
+    private func lookAround(_ host: HostProcess) {
+        guard let found = read(host, region) else { return }
+        settle(region, found, what: "a read after a doubt")
+        isInDoubt = false
+    }
+
+    private func read(_ host: HostProcess, _ sectors: Range<Int>) -> [UInt8]? {
+        let before = world.source.failures
+        let found = Box<[UInt8]>([])
+        let answer = host.perform { volume throws(StoreError) in
+            found.value = try volume.bytes(at: UInt64(sectors.lowerBound * 512), count: sectors.count * 512)
+        }
+        switch answer {
+        case .done: return found.value
+        case .failed(let error):
+            if world.source.failures == before { world.fail("an application's read failed: \(error.code)") }
+            return nil
+        case .lost: return nil
+        }
+    }
+
+    // MARK: What it knows
+
+    private func settle(_ sectors: Range<Int>, _ bytes: [UInt8], what: String) {
+        for sector in sectors {
+            let start = (sector - sectors.lowerBound) * 512
+            let index = sector - region.lowerBound
+            let found = SectorContents.read(bytes[start..<start + 512], sector: sector)
+            guard let found, now[index].contains(found) else {
+                if getenv("SIMULATION_TRACE") != nil {
+                    print(bytes[start..<start + 512].enumerated().filter { $0.offset % 16 < 2 }.map(\.element), world.plan)
+                }
+                world.fail(
+                    "\(what) shows sector \(sector) as of write \(found.map(String.init) ?? "none"), and it was told "
+                        + "\(now[index])")
+                return
+            }
+            now[index] = [found]
+        }
+    }
+
+    /// At the instant of an epoch: each operation is done or not done.
+    func checkInstant(_ bytes: [UInt8]) {
+        var done: Bool?
+        for sector in region {
+            let index = sector - region.lowerBound
+            let found = SectorContents.read(bytes[(sector * 512)..<(sector * 512 + 512)], sector: sector)
+            if let current, current.sectors.contains(sector) {
+                if isInDoubt || current.kind == .trim { continue }
+                let isDone = found == (current.kind == .zero ? 0 : current.number)
+                if !isDone, found.map({ now[index].contains($0) }) != true || done == true {
+                    return world.fail("at the instant a write is done in part, at sector \(sector)")
+                }
+                // What looks the same before and after says nothing.
+                if isDone, now[index].contains(found!) { continue }
+                if isDone, done == false {
+                    return world.fail("at the instant a write is done in part, at sector \(sector)")
+                }
+                done = isDone
+            } else if found.map({ now[index].contains($0) }) != true {
+                return world.fail("at the instant sector \(sector) is not what an application was told")
+            }
+        }
+    }
+
+    /// After a crash, before anything else happens: nothing is there that may not be.
+    /// - Parameter isPower: what was not flushed may be lost.
+    func checkAfterCrash(_ bytes: [UInt8], isPower: Bool) {
+        if let current { doubt(current) }
+        for sector in region {
+            let index = sector - region.lowerBound
+            let allowed = isPower ? later[index] : now[index]
+            let found = SectorContents.read(bytes[(sector * 512)..<(sector * 512 + 512)], sector: sector)
+            guard let found, allowed.contains(found) else {
+                return world.fail(
+                    "after a \(isPower ? "power cut" : "crash") sector \(sector) is of write "
+                        + "\(found.map(String.init) ?? "none"), and \(allowed) may be there")
+            }
+            now[index] = [found]
+            if isPower { later[index] = [found] }
+        }
+        current = nil
+        isInDoubt = false
+    }
+}
+
+final class Box<Value>: @unchecked Sendable {  // touched by whose turn it is only
+    var value: Value
+    init(_ value: Value) { self.value = value }
+}

@@ -1,0 +1,42 @@
+import HostControl
+import TestSupport
+
+/// What a seed makes of a run before it begins.
+struct Plan {
+    var sectors: Int
+    var chunkSize: Int
+    var cacheBytes: Int
+    var durability: Durability
+    var onCacheFull: CacheFullPolicy
+    var isDirect: Bool
+    var applications: Int
+    /// Things that happen while applications run.
+    var events: Int
+    var isAppend: Bool
+    var endsAfterCacheCopy: Bool
+    /// How often calls fail while a device is ill.
+    var illness: Double
+    var allowsPowerCuts: Bool
+    /// Deaths and faults; without them a run only shows that all works in whatever order.
+    var hasFaults: Bool
+
+    init(seed: UInt64) {
+        var random = SeededGenerator(seed: seed &* 0x9E37_79B9_7F4A_7C15 &+ 1)
+        func draw(_ bound: UInt64) -> Int { Int(random.next() % bound) }
+        chunkSize = 4096 << draw(3)
+        sectors = 64 + draw(288)
+        let fits = sectors * 512 + sectors * 512 / chunkSize * 4096 + 64 << 10
+        cacheBytes = draw(3) == 0 ? 8192 + 4096 + chunkSize * (1 + draw(6)) + 4096 * draw(4) : fits * 2
+        cacheBytes = (cacheBytes + 4095) / 4096 * 4096
+        durability = draw(2) == 0 ? .power : .process
+        onCacheFull = CacheFullPolicy.allCases[draw(UInt64(CacheFullPolicy.allCases.count))]
+        isDirect = draw(4) == 0
+        applications = 1 + draw(3)
+        events = 3 + draw(8)
+        isAppend = draw(2) == 0
+        endsAfterCacheCopy = draw(2) == 0
+        illness = [0.002, 0.02, 0.2, 1][draw(4)]
+        allowsPowerCuts = draw(2) == 0
+        hasFaults = draw(8) != 0
+    }
+}
