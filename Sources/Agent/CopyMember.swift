@@ -23,6 +23,11 @@ final class CopyMember {
     var isSourceProven = false
     var marker: LogPosition?
     var copySeconds = 0.0
+    /// Bytes that the bridge has copied, originals included.
+    var copiedBytes: UInt64 = 0
+    /// The original image cache, bytes, as last seen.
+    private(set) var cacheUsed: UInt64 = 0
+    private(set) var cacheCapacity: UInt64
     /// What is to be copied; nil: all.
     var used: RangeList?
     var toc: TocTask?
@@ -32,6 +37,13 @@ final class CopyMember {
         self.line = line
         self.status = status
         self.draft = draft
+        cacheCapacity = status.cacheCapacity
+    }
+
+    /// As manifests name it.
+    var volume: VolumeDescription {
+        VolumeDescription(
+            uuid: status.volumeUUID, size: status.size, chunkSize: status.chunkSize, source: status.source)
     }
 
     /// Where the log is put in append mode, bytes.
@@ -59,6 +71,7 @@ final class CopyMember {
     /// - Returns: how full the cache is, 0 to 1.
     func checkEpoch() throws(AgentError) -> Double {
         let now = try line.status()
+        note(now)
         guard let epoch = instituted else { return 0 }
         guard let current = now.epoch, current.uuid == epoch.uuid else {
             throw AgentError(
@@ -80,6 +93,17 @@ final class CopyMember {
                 advice: "the copy was abandoned; run it again")
         }
         return now.cacheCapacity == 0 ? 0 : Double(now.cacheUsed) / Double(now.cacheCapacity)
+    }
+
+    private func note(_ now: VolumeStatus) {
+        guard now.epoch?.uuid == instituted?.uuid else { return }
+        cacheUsed = now.cacheUsed
+        cacheCapacity = now.cacheCapacity
+    }
+
+    /// Looks at the cache once more; what cannot be seen any more stays as it was last seen.
+    func lookAtCache() {
+        do throws(AgentError) { note(try line.status()) } catch {}
     }
 
     /// Ends and releases the epoch as well as it can be done; for cleaning up. When the line is lost, by another one:

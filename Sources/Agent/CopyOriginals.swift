@@ -166,10 +166,7 @@ extension CopySequence {
         bridge.end()
         var manifest = Manifest(
             tool: request.tool, uuid: UUID().uuidString, completedAt: world.realTime(),
-            volume: VolumeDescription(
-                uuid: member.status.volumeUUID, size: member.status.size,
-                chunkSize: member.status.chunkSize, source: member.status.source),
-            mode: request.mode,
+            volume: member.volume, mode: request.mode,
             epoch: EpochDescription(
                 number: epoch.number, uuid: epoch.uuid, institutedAt: epoch.institutedAt,
                 ending: request.ending, logBytes: marker.position, batches: marker.sequence,

@@ -13,7 +13,9 @@ public final class CopySequence {
     let request: CopyRequest
     let world: Collaborators
     let cancellation: CancellationToken
-    let observer: any SequenceObserver
+    let observer: SequenceRecord
+    /// All epochs are there, as of one instant: what fails from here on was a copy.
+    private var isInstituted = false
     private var members: [CopyMember] = []
     private var groupDirectory = GroupDirectory()
     private let started = MonotonicClock.now
@@ -25,7 +27,7 @@ public final class CopySequence {
         self.request = request
         self.world = world
         self.cancellation = cancellation
-        self.observer = observer
+        self.observer = observer as? SequenceRecord ?? SequenceRecord(tellingAlso: observer)
     }
 
     /// Runs it to its end. Called once.
@@ -36,10 +38,12 @@ public final class CopySequence {
             for member in members { member.line.close() }
             return outcomes
         } catch {
-            cleanUp()
             // What a session that was cut off makes fail is no failure of its own.
             let isConsequence = error.status == .io || error.status == .unavailable
-            throw cancellation.isCancelled && isConsequence ? CancellationToken.interrupted : error
+            let failure =
+                cancellation.isCancelled && isConsequence ? CancellationToken.interrupted : error
+            cleanUp(after: failure)
+            throw failure
         }
     }
 
@@ -47,13 +51,17 @@ public final class CopySequence {
         try prepare()
         let quiescence = Quiescence(
             request: request, world: world, cancellation: cancellation, observer: observer)
+        observer.enter("instituting")
         try quiescence.institute(members)
+        isInstituted = true
+        observer.enter("checking the source")
         for member in members { try checkSource(member) }
         for member in members { try readUse(member) }
         for member in members { beginToc(member) }
         for member in members { try naming(member) { () throws(AgentError) in try copyRaw(member) } }
         for member in members { try checkCopy(member) }
         for member in members { try finishToc(member) }
+        observer.enter("ending the epoch")
         for member in members { try endOrMark(member) }
         for member in members { try naming(member) { () throws(AgentError) in try copyOriginals(member) } }
         for member in members { try finishEpoch(member) }
@@ -63,20 +71,46 @@ public final class CopySequence {
         var manifests: [Manifest] = []
         for member in members { manifests.append(try seal(member, group)) }
         try cancellation.check()
+        observer.enter("putting the copy in place")
         let drafts = zip(members, manifests).map { (draft: $0.draft, manifest: $1) }
         try onCopy { () throws(CopyError) in try CopyDraft.commit(drafts) }
         return zip(members, manifests).map { outcome($0, $1) }
     }
 
-    private func cleanUp() {
+    private func cleanUp(after failure: AgentError) {
         for member in members {
             member.toc?.giveUp()
+            // What the cache holds is known only until it is released.
+            let record = abandonedCopy(of: member, failure)
             if let notice = member.giveUpEpoch(reconnect: world.connectHost) { observer.notice(notice) }
             member.bridge?.end()
-            do throws(CopyError) { try member.draft.abandon() } catch { observer.notice("\(error)") }
+            do throws(CopyError) {
+                if let record {
+                    try member.draft.abandon(leaving: record)
+                } else {
+                    try member.draft.abandon()
+                }
+            } catch { observer.notice("\(error)") }
             member.line.close()
         }
         groupDirectory.removeIfMade(world.files)
+    }
+
+    /// What is to be left at the destination; nil when nothing is: before the instant there was no copy that could be
+    /// missed, and whoever interrupts one knows why there is none.
+    private func abandonedCopy(of member: CopyMember, _ failure: AgentError) -> AbandonedCopy? {
+        guard isInstituted, !cancellation.isCancelled, let epoch = member.instituted else { return nil }
+        member.lookAtCache()
+        let now = world.realTime()
+        return AbandonedCopy(
+            tool: request.tool, volume: member.volume, mode: request.mode,
+            postMortem: PostMortem(
+                abandonedAt: now, phase: observer.current.phase, reason: failure.description,
+                exitStatus: failure.status.rawValue, epoch: epoch.number, epochUUID: epoch.uuid,
+                institutedAt: epoch.institutedAt,
+                secondsSinceInstitution: Double(now - epoch.institutedAt) / 1e9,
+                cacheUsed: member.cacheUsed, cacheCapacity: member.cacheCapacity,
+                bytesCopied: member.copiedBytes))
     }
 
     // MARK: Before anything is stopped
@@ -275,11 +309,14 @@ public final class CopySequence {
     ) throws(AgentError) {
         guard let copier = member.bridge?.copier, let copy = member.copy else { preconditionFailure() }
         let total = runs.reduce(0) { $0 + $1.count }
+        let before = member.copiedBytes
+        observer.progress(SequenceProgress(phase: phase, done: 0, total: total))
         do throws(AgentError) {
             try CopyRunner.run(
                 runs, from: source, to: copy, by: copier, rate: request.maximumRate,
                 cancellation: cancellation
             ) { done throws(AgentError) in
+                member.copiedBytes = before + done
                 let fill = try member.checkEpoch()
                 observer.progress(
                     SequenceProgress(phase: phase, done: done, total: total, cacheFill: fill))

@@ -17,7 +17,7 @@ extension AgentError {
             case .missing: .inputMissing
             case .cannotCreate: .cannotCreate
             case .io: .io
-            case .cancelled: .tryAgain
+            case .cancelled, .abandoned: .tryAgain
             case .notPermitted: .notPermitted
             }
         self.init(

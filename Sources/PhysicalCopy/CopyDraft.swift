@@ -8,8 +8,10 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     public let destination: String
     /// Where it is being made, absolute.
     public let directory: String
-    /// Whether a copy that is at the destination now will be replaced.
-    public let replacesExisting: Bool
+    /// Whether a copy that is at the destination may be replaced; an abandoned one may always be.
+    private let replacesCopies: Bool
+    /// Whether something that is there will be, once that is known.
+    private var isReplacing = false
     private let place: CopyPlace
     private var lock: DirectoryLock?
     /// Tests put calls here that lack what some file systems lack.
@@ -19,7 +21,8 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     /// Makes the temporary directory, and clears away those that dead processes left of the same copy.
     /// - Parameters:
     ///   - destination: the copy's directory; its parent must exist.
-    ///   - force: replace a copy that is there. What is not a copy is never replaced.
+    ///   - force: replace a copy that is there. What is not a copy is never replaced, an abandoned one without being
+    ///     asked.
     ///   - calls: the file system.
     public init(
         destination: String, force: Bool, files calls: FileSystemCalls = FileSystemCalls()
@@ -30,7 +33,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         self.destination = place.destination
         let action = "make the copy \(place.destination)"
         try place.bringBack()
-        replacesExisting = try place.check(force: force)
+        replacesCopies = try place.check(force: force)
         try place.clearLeftovers()
         let directory = place.draft(of: calls.getpid())
         self.directory = directory
@@ -115,13 +118,18 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     public static func commit(_ group: [(draft: CopyDraft, manifest: Manifest)]) throws(CopyError) {
         var locks: [DirectoryLock] = []
         for (draft, manifest) in group {
-            try draft.seal(manifest)
-            if let lock = try draft.lockExisting() { locks.append(lock) }
+            try draft.seal(manifest.encoded())
+            if let lock = try draft.lockExisting(orCopies: draft.replacesCopies) { locks.append(lock) }
         }
         defer { withExtendedLifetime(locks) {} }
+        try put(group.map(\.draft))
+    }
+
+    /// Gives sealed drafts their names, all or none.
+    private static func put(_ drafts: [CopyDraft]) throws(CopyError) {
         var moved: [(draft: CopyDraft, old: String?)] = []
         do throws(CopyError) {
-            for (draft, _) in group { moved.append((draft, try draft.move())) }
+            for draft in drafts { moved.append((draft, try draft.move())) }
         } catch {
             var failure = error
             for (draft, old) in moved.reversed() where !draft.moveBack(old) {
@@ -142,27 +150,31 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
 
     private var action: String { "complete the copy \(destination)" }
 
-    private func seal(_ manifest: Manifest) throws(CopyError) {
+    /// Writes the manifest and flushes everything.
+    private func seal(_ manifest: [UInt8]) throws(CopyError) {
         precondition(!isOver, "a copy is committed once")
         for name in try files.names(inDirectory: descriptor, action) {
             try files.synchronizeFile(name, in: descriptor)
         }
         try files.replace(
-            Manifest.fileName, in: descriptor, with: manifest.encoded(),
+            Manifest.fileName, in: descriptor, with: manifest,
             "write \(path(of: Manifest.fileName))")
     }
 
-    /// - Returns: what keeps readers away from the copy that is there; nil when none is to be replaced.
-    private func lockExisting() throws(CopyError) -> DirectoryLock? {
-        guard replacesExisting else {
-            guard try files.kind(of: destination, action) == nil else { throw appeared }
-            return nil
-        }
+    /// - Parameter orCopies: whether a copy may be replaced, and not only an abandoned one.
+    /// - Returns: what keeps readers away from what is there; nil when nothing is to be replaced.
+    private func lockExisting(orCopies: Bool) throws(CopyError) -> DirectoryLock? {
+        isReplacing = false
+        guard try files.kind(of: destination, action) != nil else { return nil }
+        // Looked at before and after: nothing that is not ours is locked, nor a copy that came meanwhile replaced.
+        if !orCopies { guard try place.isAbandoned() else { throw appeared } }
         guard let lock = try DirectoryLock(destination, exclusive: true, files: files, action) else {
             throw CopyError(
                 .cannotCreate, action, "the copy that is there is being read",
                 advice: "try again when that is over")
         }
+        if !orCopies { guard try place.isAbandoned() else { throw appeared } }
+        isReplacing = true
         return lock
     }
 
@@ -172,7 +184,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
 
     /// - Returns: where the copy that was replaced lies now; nil when there was none.
     private func move() throws(CopyError) -> String? {
-        guard replacesExisting else {
+        guard isReplacing else {
             var failure = rename(directory, destination, FileSystemCalls.renameNoReplace)
             if failure?.code == EEXIST { throw appeared }
             // A file system without that flag: the directory was absent when we looked, and a rename
@@ -223,5 +235,31 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         guard !isOver else { return }
         isOver = true
         try files.removeFlat(directory)
+    }
+
+    /// Removes what has been made and leaves, where the copy was to be, why there is none. Where there is anything else
+    /// than an abandoned copy, that stays, and nothing is left.
+    /// - Returns: whether it was left.
+    @discardableResult
+    public func abandon(leaving record: AbandonedCopy) throws(CopyError) -> Bool {
+        guard !isOver else { return false }
+        if try files.kind(of: destination, action) != nil, try !place.isAbandoned() {
+            try abandon()
+            return false
+        }
+        do throws(CopyError) {
+            // First of all, because the disk may be full.
+            for name in try files.names(inDirectory: descriptor, action) {
+                try files.remove(name, in: descriptor, action)
+            }
+            try seal(record.encoded())
+            let lock = try lockExisting(orCopies: false)
+            defer { withExtendedLifetime(lock) {} }
+            try Self.put([self])
+            return true
+        } catch {
+            try abandon()
+            throw error
+        }
     }
 }

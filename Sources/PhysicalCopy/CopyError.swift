@@ -17,6 +17,8 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
         case io
         /// Asked to stop (75).
         case cancelled
+        /// It was given up, and why is known; there is no copy (75).
+        case abandoned
         /// The system does not permit it (77).
         case notPermitted
     }

@@ -50,7 +50,7 @@ struct CopyPlace {
         } catch { throw .system(error.code, action, otherwise: .cannotCreate) }
     }
 
-    /// - Returns: whether something is there that may be replaced.
+    /// - Returns: whether a copy is there that may be replaced.
     func check(force: Bool) throws(CopyError) -> Bool {
         guard let kind = try files.kind(of: destination, action) else { return false }
         guard kind == S_IFDIR, try isCopy(destination) else {
@@ -58,12 +58,19 @@ struct CopyPlace {
                 .cannotCreate, action, "something that is not a copy is there, and it is never replaced",
                 advice: "choose another directory")
         }
+        if try isAbandoned() { return false }
         guard force else {
             throw CopyError(
                 .cannotCreate, action, "it exists",
                 advice: "choose another directory, or replace it with --force")
         }
         return true
+    }
+
+    /// Whether an abandoned copy is there, which may be replaced unasked.
+    func isAbandoned() throws(CopyError) -> Bool {
+        guard try files.kind(of: destination, action) == S_IFDIR else { return false }
+        return try AbandonedCopy.find(in: destination, files, action) != nil
     }
 
     /// A directory that holds nothing but members of a copy, a manifest among them, whole or damaged.

@@ -228,7 +228,7 @@ struct Files: Sendable {
     }
 
     /// Removes a file, or by `AT_REMOVEDIR` an empty directory. Absent is as good as removed.
-    private func remove(
+    func remove(
         _ path: String, in directory: Directory = FileSystemCalls.noDirectory, flags: Int32 = 0,
         _ action: String
     ) throws(CopyError) {

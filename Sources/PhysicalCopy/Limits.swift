@@ -2,6 +2,8 @@
 public enum CopyLimits {
     /// Bytes of a `manifest.json`; a longer one is not read.
     public static let manifestBytes = 8 << 20
+    /// Bytes of the reason that an abandoned copy tells; what is longer is cut.
+    public static let reasonBytes = 16 << 10
     /// Slices of one portion; the slice size grows with the portion so that there are no more.
     public static let slices: UInt64 = 65_536
     /// Bytes of the smallest slice.

@@ -17,40 +17,17 @@ extension Manifest {
         return SelfChecksum.encode(blank)
     }
 
-    /// Reads and checks a manifest's bytes.
+    /// Reads and checks a copy's manifest.
     init(decoding bytes: [UInt8]) throws(Malformed) {
-        guard bytes.count <= CopyLimits.manifestBytes else {
-            throw Malformed(reason: "it is longer than \(CopyLimits.manifestBytes) bytes")
+        switch try ManifestFile(decoding: bytes) {
+        case .copy(let manifest): self = manifest
+        case .abandoned(let copy):
+            throw Malformed(reason: "the copy was abandoned: \(copy.postMortem.summary)")
         }
-        guard let fits = SelfChecksum.fits(bytes) else {
-            throw Malformed(reason: "it has no checksum, so it is no manifest or a damaged one")
-        }
-        guard fits else { throw Malformed(reason: "its checksum does not fit its bytes") }
-        let head: Head
-        do { head = try JSONDecoder().decode(Head.self, from: Data(bytes)) } catch {
-            throw Malformed(reason: "it is not a manifest")
-        }
-        guard head.format == Self.formatName else {
-            throw Malformed(reason: "its format is \"\(head.format)\", not \"\(Self.formatName)\"")
-        }
-        guard (1...Self.currentVersion).contains(head.formatVersion) else {
-            throw Malformed(
-                reason: "its format version is \(head.formatVersion); this program reads up to "
-                    + "\(Self.currentVersion)")
-        }
-        do { self = try JSONDecoder().decode(Manifest.self, from: Data(bytes)) } catch {
-            throw Malformed(reason: "a member is missing or of the wrong kind (\(error))")
-        }
-        try validate()
-    }
-
-    private struct Head: Decodable {
-        var format: String
-        var formatVersion: Int
     }
 
     /// What the checksum cannot say: that the numbers fit together, so that nobody behind traps on them.
-    private func validate() throws(Malformed) {
+    fileprivate func validate() throws(Malformed) {
         let chunk = volume.chunkSize
         guard CopyLimits.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
             throw Malformed(reason: "the chunk size \(chunk) is not one")
@@ -93,5 +70,61 @@ extension Manifest {
         guard portion.checksums.covers(length: portion.length) else {
             throw Malformed(reason: "the \(name) portion's checksums do not cover it")
         }
+    }
+}
+
+/// What a `manifest.json` can be.
+enum ManifestFile {
+    case copy(Manifest)
+    case abandoned(AbandonedCopy)
+
+    /// Reads and checks the file's bytes.
+    init(decoding bytes: [UInt8]) throws(Manifest.Malformed) {
+        let state = try Self.checkedState(bytes)
+        do {
+            if state == AbandonedCopy.stateName {
+                self = .abandoned(try JSONDecoder().decode(AbandonedCopy.self, from: Data(bytes)))
+                return
+            }
+            let manifest = try JSONDecoder().decode(Manifest.self, from: Data(bytes))
+            try manifest.validate()
+            self = .copy(manifest)
+        } catch let error as Manifest.Malformed {
+            throw error
+        } catch {
+            throw Manifest.Malformed(reason: "a member is missing or of the wrong kind (\(error))")
+        }
+    }
+
+    private struct Head: Decodable {
+        var format: String
+        var formatVersion: Int
+        var state: String?
+    }
+
+    /// - Returns: the state, of a file whose bytes are as they were written and of a version that can be read.
+    private static func checkedState(_ bytes: [UInt8]) throws(Manifest.Malformed) -> String? {
+        guard bytes.count <= CopyLimits.manifestBytes else {
+            throw Manifest.Malformed(reason: "it is longer than \(CopyLimits.manifestBytes) bytes")
+        }
+        guard let fits = SelfChecksum.fits(bytes) else {
+            throw Manifest.Malformed(reason: "it has no checksum, so it is no manifest or a damaged one")
+        }
+        guard fits else { throw Manifest.Malformed(reason: "its checksum does not fit its bytes") }
+        let head: Head
+        do { head = try JSONDecoder().decode(Head.self, from: Data(bytes)) } catch {
+            throw Manifest.Malformed(reason: "it is not a manifest")
+        }
+        guard head.format == Manifest.formatName else {
+            throw Manifest.Malformed(
+                reason: "its format is \"\(head.format)\", not \"\(Manifest.formatName)\"")
+        }
+        let latest =
+            head.state == AbandonedCopy.stateName ? AbandonedCopy.version : Manifest.currentVersion
+        guard (1...latest).contains(head.formatVersion) else {
+            throw Manifest.Malformed(
+                reason: "its format version is \(head.formatVersion); this program reads up to \(latest)")
+        }
+        return head.state
     }
 }

@@ -57,10 +57,15 @@ public final class PhysicalCopy: @unchecked Sendable {
                 .missing, action, "there is no \(Manifest.fileName) in it, so it is not a copy",
                 advice: "name the directory that `outboard copy --to` was given")
         }
-        do throws(Manifest.Malformed) { return try Manifest(decoding: bytes) } catch {
+        let found: ManifestFile
+        do throws(Manifest.Malformed) { found = try ManifestFile(decoding: bytes) } catch {
             throw CopyError(
                 .damaged, "read \(file)", error.reason, advice: "the copy cannot be trusted; take another one"
             )
+        }
+        switch found {
+        case .copy(let manifest): return manifest
+        case .abandoned(let copy): throw copy.refusal(action, at: directory)
         }
     }
 

@@ -94,7 +94,7 @@ extension CopyError {
             case .missing: .missing
             case .cannotCreate: .cannotCreate
             case .io: .io
-            case .cancelled: .tryAgain
+            case .cancelled, .abandoned: .tryAgain
             case .notPermitted: .notPermitted
             }
         return Failure(status, description)

@@ -50,7 +50,11 @@ struct Outboard: AsyncParsableCommand {
         if exitCode(for: error) == .success || isOfParser(error) {
             let text = fullMessage(for: error)
             let code = exitCode(for: error)
-            if code == .success { Console.print(text) } else { Console.complain(text) }
+            if code == .success {
+                Console.print(text)
+            } else if !text.isEmpty {
+                Console.complain(text)
+            }
             return code.rawValue
         }
         let failure = Failure(error)

@@ -47,6 +47,14 @@ final class LocalWorld: Sendable {
     var log: [String] { state.withLock { $0.log } }
     var names: [String] { (try? FileManager.default.contentsOfDirectory(atPath: directory).sorted()) ?? [] }
 
+    /// What a copy that failed has left.
+    func postMortem(_ name: String) throws -> PostMortem {
+        guard let found = try AbandonedCopy.find(path(name)) else {
+            throw AgentError(.software, doing: "looking for", to: name, because: "no abandoned copy is there")
+        }
+        return found.postMortem
+    }
+
     /// Records, and fails where it shall.
     func record(_ what: String) throws(AgentError) {
         let (fails, hook) = state.withLock { state -> (Bool, (@Sendable () -> Void)?) in

@@ -91,7 +91,7 @@ import Testing
     }
 
     @Test(
-        "Whatever fails, everything thaws, the epoch is released and nothing stays",
+        "Whatever fails, everything thaws, the epoch is released and nothing but the reason stays",
         arguments: [
             "run pre", "freeze /x", "freeze /y", "volume.freeze b", "snapshot.begin a", "snapshot.begin b",
             "volume.thaw a", "thaw /y", "run post", "snapshot.end a", "snapshot.end b", "cache.release b",
@@ -108,14 +108,22 @@ import Testing
         request.preFreeze = "pre"
         request.postThaw = "post"
         world.state.withLock { $0.failAt = step }
-        await #expect(throws: AgentError.self) { try await world.copy(request) }
+        let error = await #expect(throws: AgentError.self) { try await world.copy(request) }
         let log = world.log
         #expect(log.contains("run post"))
         for mountPoint in ["/x", "/y"] {
             let frozen = log.contains("freeze \(mountPoint)") && step != "freeze \(mountPoint)"
             #expect(log.contains("thaw \(mountPoint)") == frozen)
         }
-        #expect(world.names == ["a.cache", "a.source", "b.cache", "b.source"])
+        let wasInstituted = ["snapshot.end a", "snapshot.end b", "cache.release b"].contains(step)
+        #expect(
+            world.names == ["a.cache", "a.source", "b.cache", "b.source"]
+                + (wasInstituted ? ["copy-a", "copy-b"] : []))
+        for name in wasInstituted ? ["copy-a", "copy-b"] : [] {
+            let left = try world.postMortem(name)
+            #expect(left.reason == error?.description && left.exitStatus == error?.status.rawValue)
+            #expect(left.bytesCopied >= 1 << 20 && left.secondsSinceInstitution >= 0)
+        }
         for volume in volumes {
             let status = volume.volume.status(of: .init(source: "", cache: "", uris: [], socket: ""))
             // A thaw that was refused on purpose stays undone, and so does a release.
@@ -218,7 +226,9 @@ import Testing
             #expect(full.namingFullDisk(doing: "copying to", to: "copy") == full, "it has its name")
         }
         #expect(AgentError(StoreError(.noSpace), doing: "writing", to: "x").status == .cannotCreate)
-        #expect(world.names == ["a.cache", "a.source"])
+        #expect(world.names == ["a.cache", "a.source", "copy"])
+        let left = try world.postMortem("copy")
+        #expect(left.exitStatus == 73 && left.reason.contains("no space left"))
     }
 
     @Test func aFullCacheAbandonsTheCopy() async throws {
@@ -230,7 +240,36 @@ import Testing
         let error = await #expect(throws: AgentError.self) { try await world.copy(request) }
         #expect(error?.status == .tryAgain)
         #expect(error?.reason.contains("void") == true)
-        #expect(world.names == ["a.cache", "a.source"])
+        #expect(world.names == ["a.cache", "a.source", "copy"])
+        let left = try world.postMortem("copy")
+        #expect(left.exitStatus == 75 && left.reason == error?.description)
+        #expect(left.epoch == 1 && UUID(uuidString: left.epochUUID) != nil)
+        #expect(left.cacheCapacity > 0 && left.cacheUsed > left.cacheCapacity / 2)
+        #expect(left.cacheUsed <= left.cacheCapacity && left.institutedAt < left.abandonedAt)
+
+        // The next one replaces it unasked, and leaves nothing when it is interrupted instead.
+        world.state.withLock { $0.before = [:] }
+        request.freeze = []
+        let token = CancellationToken()
+        world.state.withLock { $0.before["snapshot.end a"] = { token.cancel() } }
+        await #expect(throws: AgentError.self) { try await world.copy(request, cancellation: token) }
+        #expect(try world.postMortem("copy") == left)
+        world.state.withLock { $0.before = [:] }
+        _ = try await world.copy(request)
+        #expect(try PhysicalCopy(world.path("copy")).verify(open).isClean)
+        #expect(world.names == ["a.cache", "a.source", "copy"])
+    }
+
+    @Test("A copy that fails leaves alone what it would have replaced")
+    func aFailedReplacement() async throws {
+        let world = LocalWorld()
+        _ = try world.addVolume("a", size: 1 << 20, seed: 1)
+        let request = CopyRequest(members: [world.member("a")], force: true)
+        let first = try await world.copy(request)
+        world.state.withLock { $0.failAt = "snapshot.end a" }
+        await #expect(throws: AgentError.self) { try await world.copy(request) }
+        #expect(try PhysicalCopy(world.path("copy")).manifest.uuid == first[0].uuid)
+        #expect(world.names == ["a.cache", "a.source", "copy"])
     }
 
     @Test func aSecondCopyIsRefusedAndADeadOneCleared() async throws {
@@ -264,7 +303,8 @@ import Testing
             }
         }
         #expect(error?.status == .inputMissing)
-        #expect(world.names == ["a.cache", "a.source", "b.cache", "b.source"])
+        #expect(world.names == ["a.cache", "a.source", "b.cache", "b.source", "copy"])
+        #expect(try world.postMortem("copy").phase == "checking the source")
         withExtendedLifetime(volume) {}
     }
 
@@ -284,7 +324,7 @@ import Testing
         }
         #expect(error?.status == .inputMissing)
         #expect(error?.reason.contains(isNamed ? "another file" : "its contents at") == true)
-        #expect(world.names == ["a.cache", "a.source", "clone"])
+        #expect(world.names == ["a.cache", "a.source", "clone", "copy"])
     }
 
     @Test("A bridge that does not copy what it shows is noticed")
@@ -296,7 +336,8 @@ import Testing
         }
         #expect(error?.status == .corrupt)
         #expect(error?.reason.contains("its contents at") == true)
-        #expect(world.names == ["a.cache", "a.source"])
+        #expect(world.names == ["a.cache", "a.source", "copy"])
+        #expect(try world.postMortem("copy").phase == "checking the copy")
     }
 
     @Test func restoreOntoWhatIsThere() async throws {

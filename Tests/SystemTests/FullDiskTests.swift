@@ -1,6 +1,7 @@
 import Agent
 import Blocks
 import Foundation
+import PhysicalCopy
 import TestSupport
 import Testing
 
@@ -14,7 +15,7 @@ import Testing
         return try HostProcess(scratch)
     }
 
-    /// It says what to do where; nothing is left; the host serves on, and is ready for the next copy.
+    /// It says what to do where; nothing but that is left; the host serves on, and is ready for the next copy.
     private func expectOrder(
         _ failed: ChildProcess, naming path: String, on disk: TestMount, _ left: [String], _ host: HostProcess
     ) throws {
@@ -42,7 +43,8 @@ import Testing
         let disk = try TestMount(memory: 16 << 20, in: host.directory)
         let copy = try CopyInProgress(of: host, in: disk.path, options: ["--mode", mode])
         try disk.fill()
-        try expectOrder(copy.process, naming: copy.destination, on: disk, ["filler"], host)
+        try expectOrder(copy.process, naming: copy.destination, on: disk, ["copy", "filler"], host)
+        #expect(try AbandonedCopy.find(copy.destination)?.postMortem.exitStatus == 73)
         try FileManager.default.removeItem(atPath: disk("filler"))
         try copyAgain(to: copy.destination, host)
         #expect(try disk.names == ["copy"])
@@ -54,7 +56,7 @@ import Testing
         let copy = try CopyInProgress(of: host, in: disk.path, rate: "4MiB", options: ["--mode", "append"])
         let store = try NBDStore(.unixSocket(host.socket, export: ""))
         for place in 0..<UInt64(8) { try store.write([UInt8](repeating: 1, count: 1 << 20), at: place << 20) }
-        try expectOrder(copy.process, naming: copy.destination, on: disk, [], host)
+        try expectOrder(copy.process, naming: copy.destination, on: disk, ["copy"], host)
         try copyAgain(to: copy.destination, host)
     }
 

@@ -2,6 +2,7 @@ import Agent
 import Blocks
 import Foundation
 import HostControl
+import PhysicalCopy
 import TestSupport
 import Testing
 
@@ -13,6 +14,14 @@ import Testing
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: Self.size)
         return try HostProcess(scratch, options: options)
+    }
+
+    /// Nothing is left of it but why it failed.
+    private func expectReason(_ copy: CopyInProgress, _ status: Int32) throws {
+        #expect(copy.names == ["copy"])
+        let left = try #require(try AbandonedCopy.find(copy.destination))
+        #expect(left.postMortem.exitStatus == status)
+        #expect(copy.process.errors.contains(left.postMortem.reason), "\(copy.process.errors)")
     }
 
     /// A copy of the idle volume is the volume.
@@ -73,7 +82,7 @@ import Testing
         let copy = try CopyInProgress(of: host)
         kill(try copy.bridge(), SIGKILL)
         #expect(copy.process.wait(seconds: 30) == .exit(69), "\(copy.process.errors)")
-        #expect(copy.names == [])
+        try expectReason(copy, 69)
         #expect(try host.isIdle())
         try copyAgain(host)
     }
@@ -85,7 +94,7 @@ import Testing
         #expect(host.process.waitForExit() == .signal(SIGKILL))
         #expect(copy.process.wait(seconds: 30) == .exit(69), "\(copy.process.errors)")
         #expect(copy.process.errors.contains("host"), "\(copy.process.errors)")
-        #expect(copy.names == [])
+        try expectReason(copy, 69)
 
         let again = try HostProcess(host.directory)
         let epoch = try again.status().epoch
@@ -104,7 +113,7 @@ import Testing
         #expect(try store.bytes(at: 0, count: new.count) == new)
         #expect(copy.process.wait(seconds: 30) == .exit(75), "\(copy.process.errors)")
         #expect(copy.process.errors.contains("full"), "\(copy.process.errors)")
-        #expect(copy.names == [])
+        try expectReason(copy, 75)
         #expect(try host.isIdle())
         try copyAgain(host)
         #expect(try store.bytes(at: 0, count: new.count) == new)

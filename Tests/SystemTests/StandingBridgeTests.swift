@@ -51,10 +51,15 @@ import Testing
                 ] + options)
         }
 
-        func expectRefusal(_ result: ProgramResult, _ status: Int32, _ words: String) throws {
+        /// - Parameter later: it is refused after the instant, which is told at the destination.
+        func expectRefusal(
+            _ result: ProgramResult, _ status: Int32, _ words: String, later: Bool = false
+        ) throws {
             #expect(result.status == status, "\(result)")
             #expect(result.errors.contains(words), "\(result)")
-            #expect(!FileManager.default.fileExists(atPath: directory("copy")))
+            #expect(FileManager.default.fileExists(atPath: directory("copy")) == later)
+            #expect(
+                try AbandonedCopy.find(directory("copy"))?.postMortem.exitStatus == (later ? status : nil))
             #expect(try host.isIdle())
             var file = stat()
             #expect(stat(copyFile, &file) == 0 && file.st_blocks == 0, "something was copied")
@@ -100,7 +105,7 @@ import Testing
 
     @Test func anotherVolumeIsNoSource() throws {
         let site = try Site()
-        try site.expectRefusal(site.copy(source: 3), 66, "source unit")
+        try site.expectRefusal(site.copy(source: 3), 66, "source unit", later: true)
     }
 
     @Test func aReadOnlyUnitIsNoDestination() throws {
