@@ -162,13 +162,16 @@ public final class BridgeDevice: SCSITargetDevice {
             logger.notice(
                 "the file's size is no multiple of the block size: the last block ends in padding that reads as zeros and takes only zeros",
                 metadata: [
-                    "unit": "\(unit.number)", "path": "\(unit.path)", "padding": "\(unit.paddingBytes)",
+                    "unit": .stringConvertible(unit.number), "path": "\(unit.path)",
+                    "padding": .stringConvertible(unit.paddingBytes),
                 ])
         }
         if let why = unit.directRefusal {
             logger.warning(
                 "no direct I/O: data go through the page cache",
-                metadata: ["unit": "\(unit.number)", "path": "\(unit.path)", "reason": "\(why)"])
+                metadata: [
+                    "unit": .stringConvertible(unit.number), "path": "\(unit.path)", "reason": "\(why)",
+                ])
         }
     }
 

@@ -69,11 +69,12 @@ struct CopyAudit: Sendable {
                 "initiator": "\(nexus.initiatorName)",
                 "session": "\(String(nexus.sessionIdentifier, radix: 16))",
                 "user": "\(nexus.authenticatedName ?? "-")",
-                "unit": "\(unit)", "list": "\(listIdentifier.map { String($0) } ?? "-")",
+                "unit": .stringConvertible(unit), "list": "\(listIdentifier.map { String($0) } ?? "-")",
                 "from": "\(Self.describe(plan?.sources))", "to": "\(Self.describe(plan?.targets))",
-                "segments": "\(segments.map { String($0) } ?? "-")", "bytes": "\(record?.bytesWritten ?? 0)",
+                "segments": "\(segments.map { String($0) } ?? "-")",
+                "bytes": .stringConvertible(record?.bytesWritten ?? 0),
                 "of": "\(plan.map { String($0.totalBytes) } ?? "-")",
-                "ms": "\((MonotonicClock.now - start) / 1_000_000)",
+                "ms": .stringConvertible((MonotonicClock.now - start) / 1_000_000),
                 "refused": "\(refused.map(Self.hexadecimal) ?? "-")", "result": "\(result)",
             ])
     }

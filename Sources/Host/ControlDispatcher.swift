@@ -1,5 +1,7 @@
+import Blocks
 import Foundation
 import HostControl
+import Logging
 
 /// Answers the requests of the control socket, one line each; knows nothing of sockets. May block.
 package struct ControlDispatcher: Sendable {
@@ -29,13 +31,31 @@ package struct ControlDispatcher: Sendable {
                 line: Self.failure(
                     head.id ?? .null, ControlError(.invalidRequest, "jsonrpc must be \"2.0\"")))
         }
+        let begun = MonotonicClock.now
         do throws(ControlError) {
             var answer = try dispatch(head, line, holder)
             if head.id == nil { answer.line = nil }
+            note(head.method, since: begun, nil)
             return answer
         } catch {
+            note(head.method, since: begun, error)
             return Answer(line: head.id.map { Self.failure($0, error) })
         }
+    }
+
+    /// What changes something is worth a line; what only asks, and is done all the time, for those who look closer.
+    private func note(_ method: String, since begun: UInt64, _ error: ControlError?) {
+        guard let logger = volume.settings.logger else { return }
+        var metadata: Logger.Metadata = [
+            "method": "\(method.prefix(64))",
+            "ms": .stringConvertible((MonotonicClock.now &- begun) / 1_000_000),
+        ]
+        if let epoch = volume.epochStatus { metadata["epoch"] = .stringConvertible(epoch.number) }
+        if let error { metadata["error"] = "\(error.message)" }
+        let asksOnly = method == VolumeStatusMethod.name
+        logger.log(
+            level: asksOnly ? .debug : .info, error == nil ? "control" : "control: refused",
+            metadata: metadata)
     }
 
     /// What is not a request at all differs from what is not even JSON; it may have an id that can be read.

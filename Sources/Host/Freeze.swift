@@ -99,7 +99,9 @@ extension CopyOnWriteVolume {
             let over: Void? = control.wait(nanoseconds: deadline - min(now, deadline)) { state in
                 state.standstill?.token == token ? nil : ()
             }
-            if over == nil { _ = thaw { $0.token == token } }
+            if over == nil, thaw(if: { $0.token == token }) {
+                settings.logger?.notice("the volume goes on: the time-out of its standstill is over")
+            }
         }
         guard timer else {
             _ = thaw { $0.token == token }
@@ -123,7 +125,9 @@ extension CopyOnWriteVolume {
     /// The holder is gone: its freeze is thawed, and no write waits for it to end its epoch. Does not block.
     public func disconnect(_ holder: EpochHolder) {
         holder.release()
-        _ = thaw { $0.isFreeze && $0.holder === holder }
+        if thaw(if: { $0.isFreeze && $0.holder === holder }) {
+            settings.logger?.notice("the volume is thawed: who froze it is gone")
+        }
         let epoch = control.withLock { $0.epoch }
         if let epoch, epoch.holder === holder { epoch.changes.withLockAndNotify { _ in } }
     }

@@ -158,6 +158,9 @@ extension CopyOnWriteVolume {
         log.void(reason, epoch: epoch.uuid)
         epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last
         isEpochOpen.store(false, ordering: .releasing)
+        settings.logger?.warning(
+            "the epoch is void: the copy that is running fails, applications go on",
+            metadata: ["epoch": .stringConvertible(epoch.number), "reason": "\(reason)"])
     }
 }
 

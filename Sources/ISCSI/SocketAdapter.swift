@@ -198,14 +198,14 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
             case .report(let refusal, let initiator):
                 logger.notice(
                     "a login is refused",
-                    metadata: ["initiator": "\(initiator ?? "unknown")", "why": "\(refusal)"])
+                    metadata: ["initiator": "\(initiator ?? "unknown")", "reason": "\(refusal)"])
             case .endSessions:
                 flush()
                 endSessions()
             case .endNexus: logOut()
             case .close(let why):
                 flush()
-                logger.debug("closing", metadata: ["why": "\(why)"])
+                logger.debug("closing", metadata: ["reason": "\(why)"])
                 close(why)
             }
         }
@@ -291,7 +291,12 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
         pool = WorkerPool(limit: ISCSILimits.workersPerSession)
         liveness.loggedIn(isDiscovery: key == nil, now: MonotonicClock.now)
         look()
-        logger.debug("logged in", metadata: ["initiator": "\(nexus.initiatorName)"])
+        logger.info(
+            "logged in",
+            metadata: [
+                "initiator": "\(nexus.initiatorName)",
+                "session": "\(String(nexus.sessionIdentifier, radix: 16))",
+            ])
         perform(connection.established(nexus, tsih: tsih))
     }
 
@@ -370,7 +375,7 @@ final class ConnectionHandler: ChannelInboundHandler, RegisteredSession, @unchec
 
     private func terminateOnLoop(why: String) {
         guard !isInactive else { return }
-        logger.debug("terminating", metadata: ["why": "\(why)"])
+        logger.debug("terminating", metadata: ["reason": "\(why)"])
         channel.close(promise: nil)
     }
 

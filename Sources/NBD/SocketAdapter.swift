@@ -33,6 +33,7 @@ final class ConnectionHandler: ChannelInboundHandler {
     private var pumping = false
     private var closing = false
     private var reading = false
+    private var transmissionBegan: UInt64?
 
     init(
         registry: ConnectionRegistry, pool: WorkerPool, provider: any NBDExportProvider,
@@ -49,14 +50,21 @@ final class ConnectionHandler: ChannelInboundHandler {
 
     func channelActive(context: ChannelHandlerContext) {
         self.context = context
-        guard registry.add(self, on: context.eventLoop) else {
-            logger.warning("NBD: connection refused: too many, or the server is stopping")
+        switch registry.add(self, on: context.eventLoop) {
+        case .added(let number):
+            logger[metadataKey: "connection"] = .stringConvertible(number)
+            logger.debug(
+                "a connection", metadata: ["peer": "\(context.remoteAddress?.description ?? "local")"])
+        case .refused(let isNews):
+            if isNews {
+                logger.warning("too many NBD connections, or the server ends: whoever comes now is sent away")
+            }
             context.close(promise: nil)
             return
         }
         let limit = TimeAmount.seconds(Int64(NBDLimits.negotiationSeconds))
         deadline = context.eventLoop.assumeIsolated().scheduleTask(in: limit) { [self] in
-            logger.info("NBD: connection closed: the negotiation took too long")
+            logger.info("a connection is closed: the negotiation took too long")
             context.close(promise: nil)
         }
         send(Handshake.greeting)
@@ -80,7 +88,7 @@ final class ConnectionHandler: ChannelInboundHandler {
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
         // A client that has died is no event worth a line above debug.
-        logger.debug("NBD: connection failed: \(error)")
+        logger.debug("a connection has failed", metadata: ["error": "\(error)"])
         context.close(promise: nil)
     }
 
@@ -89,6 +97,13 @@ final class ConnectionHandler: ChannelInboundHandler {
         deadline = nil
         self.context = nil
         input = Self.nothing
+        if let transmissionBegan {
+            logger.info(
+                "a client is gone",
+                metadata: [
+                    "seconds": .stringConvertible((MonotonicClock.now &- transmissionBegan) / 1_000_000_000)
+                ])
+        }
         enterEnding()
     }
 
@@ -140,11 +155,12 @@ final class ConnectionHandler: ChannelInboundHandler {
             deadline?.cancel()
             deadline = nil
             logger[metadataKey: "export"] = "\(agreement.export.name)"
-            logger.debug("NBD: transmission starts")
+            logger.info("a client uses the export")
+            transmissionBegan = MonotonicClock.now
             let mailbox = Mailbox(wake: wake(on: context.eventLoop))
             phase = .transmitting(TransmissionSession(agreement, pool: pool, mailbox: mailbox))
         case .close(let bytes, let reason):
-            if !reason.isEmpty { logger.info("NBD: negotiation ended: \(reason)") }
+            if !reason.isEmpty { logger.info("a negotiation has ended", metadata: ["reason": "\(reason)"]) }
             if !bytes.isEmpty { send(bytes) }
             enterEnding()
         }
@@ -157,7 +173,7 @@ final class ConnectionHandler: ChannelInboundHandler {
             try context.pipeline.syncOperations.addHandler(
                 NIOSSLServerHandler(context: tls), position: .first)
         } catch {
-            logger.error("NBD: TLS could not be started: \(error)")
+            logger.error("TLS could not be started", metadata: ["error": "\(error)"])
             context.close(promise: nil)
             return false
         }
@@ -175,7 +191,7 @@ final class ConnectionHandler: ChannelInboundHandler {
         case .flush: return true
         case .needsInput, .blocked: return false
         case .violated:
-            logger.info("NBD: connection closed: what the client sends is not the protocol")
+            logger.info("a connection is closed: what the client sends is not the protocol")
             enterEnding()
         case .disconnected:
             enterEnding()
@@ -256,21 +272,34 @@ final class ConnectionRegistry: Sendable {
     private struct State {
         var connections: [ObjectIdentifier: NIOLoopBound<ConnectionHandler>] = [:]
         var stopping = false
+        /// All that were added.
+        var added: UInt64 = 0
+        /// The last one that came was refused.
+        var isRefusing = false
+    }
+
+    enum Admission {
+        /// With its number, counted from 1.
+        case added(UInt64)
+        /// There are too many, or no more are wanted; whether the one before was not refused.
+        case refused(isNews: Bool)
     }
 
     private let state = Monitor(State())
 
     var count: Int { state.withLock { $0.connections.count } }
 
-    /// - Returns: false when there are too many, or no more are wanted.
-    func add(_ handler: ConnectionHandler, on loop: any EventLoop) -> Bool {
+    func add(_ handler: ConnectionHandler, on loop: any EventLoop) -> Admission {
         let bound = NIOLoopBound(handler, eventLoop: loop)
         return state.withLock { state in
             guard !state.stopping, state.connections.count < NBDLimits.maximumConnections else {
-                return false
+                defer { state.isRefusing = true }
+                return .refused(isNews: !state.isRefusing)
             }
+            state.isRefusing = false
             state.connections[ObjectIdentifier(handler)] = bound
-            return true
+            state.added += 1
+            return .added(state.added)
         }
     }
 
@@ -371,7 +400,7 @@ public final class NBDServer: Sendable {
             if !BlockingThread.start(wait) { wait() }
         }
         do { try await group.shutdownGracefully() } catch {
-            logger.warning("NBD: event loops did not stop cleanly: \(error)")
+            logger.warning("event loops did not stop cleanly", metadata: ["error": "\(error)"])
         }
     }
 

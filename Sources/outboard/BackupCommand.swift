@@ -133,8 +133,8 @@ struct BackupCommand: AsyncParsableCommand {
         } catch {
             bar.clear()
             if output.isHalfWritten {
-                Console.complain(
-                    "outboard backup: the backup \(output.name) is not complete and must not be used")
+                Console.logger("backup").notice(
+                    "the backup \(output.name) is not complete and must not be used")
             }
             throw error
         }
@@ -148,7 +148,7 @@ final class StopRequest: Sendable {
     /// From now on SIGINT, SIGTERM and SIGHUP ask; the third ends the process at once. Called once.
     init(_ command: String) {
         StopSignals.handle { [self] _, count in
-            if count == 1 { Console.complain("outboard \(command): stopping; a third signal ends at once") }
+            if count == 1 { Console.logger(command).notice("stopping; a third signal ends at once") }
             if count > 2 { hardExit(.tryAgain) }
             isAsked.store(true, ordering: .releasing)
         }

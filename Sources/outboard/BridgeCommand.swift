@@ -3,7 +3,7 @@ import Blocks
 import Bridge
 import Foundation
 
-struct BridgeCommand: AsyncParsableCommand {
+struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "bridge",
         abstract: "Serve files and block devices over iSCSI, and copy between them on command.",
@@ -93,6 +93,9 @@ struct BridgeCommand: AsyncParsableCommand {
         help: ArgumentHelp(
             "A unit of a private bridge.", valueName: "n:[ro][nolock]:path", visibility: .hidden))
     var privateUnit: [PrivateUnitArgument] = []
+
+    @OptionGroup var log: LogOptions
+    var isService: Bool { !self.private }
 
     @Flag(help: "Print the ready line as a JSON object.")
     var json = false

@@ -11,11 +11,21 @@ struct BridgeFile {
         let text = try SecretFile.read(path, for: "the configuration", nobodyElseMay: .write)
         let file = BridgeFile(path: path)
         let root: Node?
-        do { root = try compose(yaml: text) } catch {
-            throw file.wrong("\(error)".trimmingCharacters(in: .whitespacesAndNewlines))
-        }
+        do { root = try compose(yaml: text) } catch { throw file.wrong(Self.words(for: error)) }
         guard let root else { throw file.wrong("it is empty") }
         try file.settings(root, &settings)
+    }
+
+    /// Without the text itself, in which somebody may have written a secret.
+    private static func words(for error: any Error) -> String {
+        switch error as? YamlError {
+        case .scanner(_, let problem, let mark, _), .parser(_, let problem, let mark, _),
+            .composer(_, let problem, let mark, _):
+            "line \(mark.line): \(problem)"
+        case .reader(let problem, _, _, _): problem
+        case .duplicatedKeysInMapping: "a key stands there twice"
+        default: "it is not YAML"
+        }
     }
 
     private func wrong(_ why: String, at node: Node? = nil) -> Failure {

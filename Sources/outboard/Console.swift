@@ -57,19 +57,70 @@ enum Console {
         return 0
     }
 
+    // MARK: The log
+
+    private struct LogSettings {
+        var level = Logger.Level.notice
+        var format = LogLine.Format.text
+        var prefix = LogLine.Prefix.nothing
+    }
+    private static let logSettings = Mutex(LogSettings())
+
+    /// From now on the log is written so.
+    /// - Parameter notesTime: a line of text begins with the time, unless it goes to a terminal, or to the journal,
+    ///   which notes that itself.
+    static func log(as options: LogOptions, notesTime: Bool) {
+        let isJournal = isJournal(STDERR_FILENO)
+        logSettings.withLock { settings in
+            settings.level = options.logLevel
+            settings.format = options.logFormat
+            settings.prefix = isJournal ? .priority : notesTime && !errorIsTerminal ? .time : .nothing
+        }
+    }
+
+    /// Whether people read the log: else no bar is drawn between its lines.
+    static var logIsText: Bool { logSettings.withLock { $0.format == .text } }
+
     /// The logger of one command: lines on standard error.
-    static func logger(_ label: String) -> Logger {
-        Logger(label: label) { StderrLog(label: $0) }
+    static func logger(_ part: String) -> Logger {
+        let level = logSettings.withLock { $0.level }
+        return Logger(label: part) { StandardErrorLog(part: $0, logLevel: level) }
+    }
+
+    fileprivate static func write(_ line: LogLine) {
+        let settings = logSettings.withLock { $0 }
+        complain(settings.format == .json ? line.json : line.text(settings.prefix))
+    }
+
+    /// The last words of a command that failed.
+    static func fail(_ failure: Failure) {
+        guard !logIsText else { return complain("outboard: \(failure.description)") }
+        write(
+            LogLine(
+                part: "outboard", module: "outboard", level: .error, message: failure.description,
+                metadata: ["status": .stringConvertible(failure.status.rawValue)],
+                time: Date().timeIntervalSince1970))
+    }
+
+    /// Whether the journal listens there (`JOURNAL_STREAM` of systemd.exec(5)).
+    private static func isJournal(_ descriptor: Int32) -> Bool {
+        guard let stream = getenv("JOURNAL_STREAM") else { return false }
+        var status = stat()
+        return fstat(descriptor, &status) == 0
+            && String(cString: stream) == "\(status.st_dev):\(status.st_ino)"
     }
 }
 
-/// `outboard host: warning: text (key=value …)`, one line each.
-private struct StderrLog: LogHandler {
-    let label: String
+/// Lines on standard error, as the settings of ``Console`` say.
+private struct StandardErrorLog: LogHandler {
+    let part: String
     var metadata: Logger.Metadata = [:]
-    var logLevel = Logger.Level.notice
+    var logLevel: Logger.Level
 
-    init(label: String) { self.label = label }
+    init(part: String, logLevel: Logger.Level) {
+        self.part = part
+        self.logLevel = logLevel
+    }
 
     subscript(metadataKey key: String) -> Logger.Metadata.Value? {
         get { metadata[key] }
@@ -77,10 +128,9 @@ private struct StderrLog: LogHandler {
     }
 
     func log(event: LogEvent) {
-        let all = metadata.merging(event.metadata ?? [:]) { $1 }.sorted { $0.key < $1.key }
-        let details =
-            all.isEmpty ? "" : " (" + all.map { "\($0.key)=\($0.value)" }.joined(separator: " ") + ")"
-        let level = event.level <= .notice ? "" : "\(event.level): "
-        Console.complain("outboard \(label): \(level)\(event.message)\(details)")
+        Console.write(
+            LogLine(
+                part: part, module: event.source, level: event.level, message: "\(event.message)",
+                metadata: metadata.merging(event.metadata ?? [:]) { $1 }, time: Date().timeIntervalSince1970))
     }
 }

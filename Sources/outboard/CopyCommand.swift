@@ -3,7 +3,7 @@ import ArgumentParser
 import Blocks
 import PhysicalCopy
 
-struct CopyCommand: AsyncParsableCommand {
+struct CopyCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "copy",
         abstract: "Duplicate a volume that is in use, as of one instant.",
@@ -123,6 +123,8 @@ struct CopyCommand: AsyncParsableCommand {
 
     @Flag(help: "Replace a copy at --to, once the new one is complete; overwrite what is on --copy-unit.")
     var force = false
+
+    @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
     var json = false

@@ -78,6 +78,6 @@ struct FindCommand: ParsableCommand {
         if unreachable > 0 { notices.append("to \(unreachable) names that fit no path leads from a root") }
         if let list { return try list.finish(Tail(matches: matches, notices: notices)) }
         try output.flush()
-        for notice in notices { Console.complain("outboard find: \(notice)") }
+        for notice in notices { Console.logger("find").notice("\(notice)") }
     }
 }

@@ -4,7 +4,7 @@ import Host
 import HostControl
 import NBD
 
-struct HostCommand: AsyncParsableCommand {
+struct HostCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "host",
         abstract: "Serve a volume over NBD, and preserve its originals while a copy is taken.",
@@ -37,6 +37,8 @@ struct HostCommand: AsyncParsableCommand {
             """)
 
     @OptionGroup var options: HostOptions
+    @OptionGroup var log: LogOptions
+    var isService: Bool { true }
 
     func validate() throws {
         let tls = [options.tlsCertificate, options.tlsKey, options.tlsCa].compactMap { $0 }
@@ -60,7 +62,7 @@ struct HostCommand: AsyncParsableCommand {
         let service = try await HostService.start(options)
         StopSignals.handle { _, count in
             if count > 1 {
-                Console.complain("outboard host: second signal, ending at once")
+                Console.logger("host").notice("second signal, ending at once")
                 hardExit(.tryAgain)
             }
             service.requestStop()

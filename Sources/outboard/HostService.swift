@@ -28,11 +28,13 @@ final class HostService: Sendable {
     private let nbd: NBDServer
     private let control: ControlServer
     private let stopRequested: Monitor<Bool>
+    private let logger: Logger
 
     private init(
         place: Place, storage: HostStorage, volume: CopyOnWriteVolume, nbd: NBDServer, control: ControlServer,
-        stopRequested: Monitor<Bool>
+        stopRequested: Monitor<Bool>, logger: Logger
     ) {
+        self.logger = logger
         self.place = place
         self.storage = storage
         self.volume = volume
@@ -42,8 +44,9 @@ final class HostService: Sendable {
     }
 
     static func start(_ options: HostOptions) async throws -> HostService {
-        let logger = Console.logger("host")
+        var logger = Console.logger("host")
         let storage = try HostStorage(options)
+        logger[metadataKey: "volume"] = "\(storage.volume.uuidString)"
         do {
             let volume = try makeVolume(storage, options, logger)
             tell(volume.log, of: options.cache, logger)
@@ -63,8 +66,6 @@ final class HostService: Sendable {
     private static func makeVolume(
         _ storage: HostStorage, _ options: HostOptions, _ logger: Logger
     ) throws -> CopyOnWriteVolume {
-        var logger = logger
-        logger[metadataKey: "source"] = "\(storage.sourcePath)"
         do throws(LogError) {
             return try CopyOnWriteVolume(
                 source: storage.source, cache: storage.cache,
@@ -114,7 +115,8 @@ final class HostService: Sendable {
                 source: storage.sourcePath, cache: storage.cachePath,
                 volume: storage.volume.uuidString, size: volume.size,
                 chunkSize: volume.geometry.chunkSize, tcpPort: nbd.tcpPort),
-            storage: storage, volume: volume, nbd: nbd, control: control, stopRequested: stop)
+            storage: storage, volume: volume, nbd: nbd, control: control, stopRequested: stop,
+            logger: logger)
     }
 
     func requestStop() { stopRequested.withLockAndNotify { $0 = true } }
@@ -140,9 +142,12 @@ final class HostService: Sendable {
     /// The next host must not take the log of a void epoch for a whole one.
     private func tellOfUnrecorded() {
         guard !volume.log.isRecorded else { return }
-        Console.complain(
-            "outboard host: the cache \(storage.cachePath) took no record of its last epoch's end, which was "
-                + "\(volume.log.epoch?.state.description ?? "none"); remove it before the next start")
+        logger.error(
+            "the cache took no record of its last epoch's end; remove it before the next start",
+            metadata: [
+                "cache": "\(storage.cachePath)",
+                "state": "\(volume.log.epoch?.state.description ?? "none")",
+            ])
     }
 
     private static func tell(_ log: OriginalImageLog, of cache: String, _ logger: Logger) {

@@ -67,14 +67,14 @@ struct ListCommand: ParsableCommand {
         if recursive, start.isDirectory {
             try printTree(start, names, source, output)
         } else {
-            func omit(_ text: String) { Console.complain("outboard ls: \(text)") }
+            func omit(_ text: String) { Console.logger("ls").notice("\(text)") }
             try each(start, names, source, omit: omit) { entry, _ in try print(entry, source, output) }
         }
         try output.flush()
         for fileSystem in source.toc.fileSystems where start.key == nil && !fileSystem.description.isListed {
-            Console.complain("outboard ls: \(CopyToc.unlisted(fileSystem))")
+            Console.logger("ls").notice("\(CopyToc.unlisted(fileSystem))")
         }
-        for notice in notices { Console.complain("outboard ls: \(notice)") }
+        for notice in notices { Console.logger("ls").notice("\(notice)") }
     }
 
     /// Hands on what is to be listed, each with its path from the volume's root.
@@ -102,7 +102,7 @@ struct ListCommand: ParsableCommand {
             guard step.entry.isDirectory else { return false }
             let path = TocPath.escaped(names + step.path)
             if let omission = step.omission {
-                Console.complain("outboard ls: \(path): \(omission)")
+                Console.logger("ls").notice("\(path): \(omission)")
                 return false
             }
             if !isFirst { try output.line("") }

@@ -41,7 +41,7 @@ struct MountCommand: AsyncParsableCommand {
             stop.withLockAndNotify { $0 = true }
         }
         let source = try RestoreSource(
-            PhysicalCopy.opened(copy), Sequences.world { Console.complain("outboard mount: \($0)") },
+            PhysicalCopy.opened(copy), Sequences.world { Console.logger("mount").notice("\($0)") },
             credentials,
             cancellation)
         defer { source.close() }

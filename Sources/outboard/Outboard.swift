@@ -34,6 +34,7 @@ struct Outboard: AsyncParsableCommand {
         signal(SIGPIPE, SIG_IGN)
         do {
             var command = try parseAsRoot()
+            setUpLog(of: command)
             if var asynchronous = command as? any AsyncParsableCommand {
                 try await asynchronous.run()
             } else {
@@ -43,6 +44,11 @@ struct Outboard: AsyncParsableCommand {
         } catch {
             Foundation.exit(report(error))
         }
+    }
+
+    private static func setUpLog(of command: any ParsableCommand) {
+        guard let command = command as? any LoggingCommand else { return }
+        Console.log(as: command.log, notesTime: command.isService)
     }
 
     /// Says what went wrong, and gives the exit status for it.
@@ -58,7 +64,7 @@ struct Outboard: AsyncParsableCommand {
             return code.rawValue
         }
         let failure = Failure(error)
-        Console.complain("outboard: \(failure.description)")
+        Console.fail(failure)
         return failure.status.rawValue
     }
 

@@ -14,7 +14,7 @@ struct RestoreCommand: AsyncParsableCommand {
     }
 }
 
-struct RestoreVolumeCommand: AsyncParsableCommand {
+struct RestoreVolumeCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "volume",
         abstract: "Bring a whole volume back from a copy.",
@@ -52,6 +52,8 @@ struct RestoreVolumeCommand: AsyncParsableCommand {
     @OptionGroup var source: RestoreSourceOptions
     @OptionGroup var target: RestoreTargetOptions
     @OptionGroup var data: CopyDataOptions
+
+    @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
     var json = false

@@ -2,7 +2,7 @@ import Agent
 import ArgumentParser
 import Blocks
 
-struct RestoreExtentsCommand: AsyncParsableCommand {
+struct RestoreExtentsCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "extents",
         abstract: "Bring named extents of a volume back from a copy.",
@@ -49,6 +49,8 @@ struct RestoreExtentsCommand: AsyncParsableCommand {
 
     @Flag(help: "Compare the slices of the data that the extents touch with their checksums before.")
     var verify = false
+
+    @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
     var json = false

@@ -2,7 +2,7 @@ import Agent
 import ArgumentParser
 import Blocks
 
-struct RestoreFileCommand: AsyncParsableCommand {
+struct RestoreFileCommand: AsyncParsableCommand, LoggingCommand {
     static let configuration = CommandConfiguration(
         commandName: "file",
         abstract: "Bring files and whole trees back from a copy.",
@@ -66,6 +66,8 @@ struct RestoreFileCommand: AsyncParsableCommand {
 
     @OptionGroup var data: CopyDataOptions
 
+    @OptionGroup var log: LogOptions
+
     @Flag(help: "Print one JSON object.")
     var json = false
 
@@ -89,11 +91,10 @@ struct RestoreFileCommand: AsyncParsableCommand {
     static func tell(_ outcome: FileRestoreOutcome, json: Bool) throws {
         let report = outcome.restored
         for failure in report.failures {
-            Console.complain("outboard restore: \(failure.path): \(failure.reason)")
+            Console.logger("restore").notice("\(failure.path): \(failure.reason)")
         }
         for (what, files) in report.lost.sorted(by: { $0.key < $1.key }) {
-            Console.complain(
-                "outboard restore: notice: \(Self.loss(what)) of \(files) could not be kept here")
+            Console.logger("restore").notice("\(Self.loss(what)) of \(files) could not be kept here")
         }
         if json {
             try Console.print(json: outcome)

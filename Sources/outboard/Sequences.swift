@@ -2,6 +2,8 @@ import Agent
 import AsyncIO
 import Blocks
 import Foundation
+import HostControl
+import Logging
 
 /// Runs the agent's sequences: the world they need, signals, and progress.
 enum Sequences {
@@ -14,7 +16,9 @@ enum Sequences {
             Outcome
     ) async throws -> Outcome {
         let cancellation = CancellationToken()
-        let observer = TerminalObserver(name)
+        let logger = Console.logger(name)
+        let terminal = TerminalObserver(logger)
+        let observer = SequenceRecord(tellingAlso: terminal)
         StopSignals.handle { _, count in
             if count > 2 {
                 let isFree = cancellation.whenNothingStandsStill { hardExit(.tryAgain) }
@@ -23,8 +27,8 @@ enum Sequences {
             if count == 1 { observer.notice("stopping; a third signal ends at once") }
             cancellation.cancel()
         }
-        let world = world(notice: observer.notice)
-        defer { observer.finish() }
+        let world = world(notice: observer.notice).logged(by: logger)
+        defer { terminal.finish() }
         return try await onBlockingThread { try body(world, cancellation, observer) }
     }
 
@@ -70,22 +74,109 @@ enum Sequences {
     }
 }
 
-/// Progress as a bar, notices as lines.
-private final class TerminalObserver: SequenceObserver {
-    private let name: String
-    private let bar = ProgressBar()
+extension Collaborators {
+    /// The same, with what is asked of hosts and bridges in the log, at the level debug.
+    fileprivate func logged(by logger: Logger) -> Collaborators {
+        guard logger.logLevel <= .debug else { return self }
+        var world = self
+        world.connectHost = { [connectHost] path throws(AgentError) in
+            LoggedHostLine(try connectHost(path), logger)
+        }
+        world.startPrivateBridge = { [startPrivateBridge] units, cancellation throws(AgentError) in
+            try logger.timing("a private bridge", [:]) { () throws(AgentError) in
+                try startPrivateBridge(units, cancellation)
+            }
+        }
+        world.connectBridge = { [connectBridge] address, cancellation throws(AgentError) in
+            try logger.timing("a session with a bridge", ["bridge": "\(address)"]) {
+                () throws(AgentError) in try connectBridge(address, cancellation)
+            }
+        }
+        return world
+    }
+}
 
-    init(_ name: String) { self.name = name }
+extension Logger {
+    /// Logs what was done, how long it took, and why it failed if it did.
+    fileprivate func timing<Result>(
+        _ what: String, _ metadata: Metadata, _ body: () throws(AgentError) -> Result
+    ) throws(AgentError) -> Result {
+        let begun = MonotonicClock.now
+        var metadata = metadata
+        func end() { metadata["ms"] = .stringConvertible((MonotonicClock.now &- begun) / 1_000_000) }
+        do throws(AgentError) {
+            let result = try body()
+            end()
+            debug("\(what)", metadata: metadata)
+            return result
+        } catch {
+            end()
+            metadata["error"] = "\(error)"
+            debug("\(what) failed", metadata: metadata)
+            throw error
+        }
+    }
+}
+
+/// A line to a host of which each call is logged.
+private final class LoggedHostLine: HostLine {
+    private let line: any HostLine
+    private let logger: Logger
+    var path: String { line.path }
+
+    init(_ line: any HostLine, _ logger: Logger) {
+        self.line = line
+        self.logger = logger
+    }
+
+    func call<M: ControlMethod>(
+        _ method: M.Type, _ parameters: M.Parameters, timeout: Double
+    ) throws(AgentError) -> M.Result {
+        try logger.timing("asked the host", ["method": "\(M.name)", "control": "\(path)"]) {
+            () throws(AgentError) in try line.call(method, parameters, timeout: timeout)
+        }
+    }
+
+    func close() { line.close() }
+}
+
+/// Progress as a bar, phases and notices as lines of the log.
+private final class TerminalObserver: SequenceObserver {
+    private let logger: Logger
+    private let bar = ProgressBar(isActive: Console.errorIsTerminal && Console.logIsText)
+    private let phase = Monitor<(name: String, since: UInt64)>(("", MonotonicClock.now))
+
+    init(_ logger: Logger) { self.logger = logger }
 
     func progress(_ progress: SequenceProgress) {
+        enter(progress.phase)
         bar.update(
             phase: progress.phase, done: progress.done, total: progress.total, cacheFill: progress.cacheFill)
     }
 
-    func notice(_ text: String) {
+    private func enter(_ name: String) {
+        let (last, nanoseconds) = phase.withLock { phase -> (String, UInt64) in
+            guard phase.name != name else { return ("", 0) }
+            defer { phase = (name, MonotonicClock.now) }
+            return (phase.name, MonotonicClock.now &- phase.since)
+        }
+        guard logger.logLevel <= .info, !last.isEmpty || nanoseconds > 0 else { return }
         bar.clear()
-        Console.complain("outboard \(name): \(text)")
+        if !last.isEmpty {
+            logger.info(
+                "phase over",
+                metadata: ["phase": "\(last)", "ms": .stringConvertible(nanoseconds / 1_000_000)])
+        }
+        if !name.isEmpty { logger.info("phase begins", metadata: ["phase": "\(name)"]) }
     }
 
-    func finish() { bar.clear() }
+    func notice(_ text: String) {
+        bar.clear()
+        logger.notice("\(text)")
+    }
+
+    func finish() {
+        enter("")
+        bar.clear()
+    }
 }

@@ -16,7 +16,7 @@ struct ThawGuardCommand: ParsableCommand {
 
     func run() {
         ThawGuardService.run(mountPoints: thaw, postThaw: postThaw) {
-            Console.complain("outboard copy: \($0)")
+            Console.logger("copy").notice("\($0)")
         }
     }
 }

@@ -160,8 +160,8 @@ struct TocCommand: AsyncParsableCommand {
             Console.print(
                 "  \(fileSystem.number): \(description.kind.rawValue)\(label), \(place)\(state)\(remark)")
         }
-        for failure in summary.failures { Console.complain("outboard toc: \(failure)") }
-        for notice in try source.notices() { Console.complain("outboard toc: \(notice)") }
+        for failure in summary.failures { Console.logger("toc").notice("\(failure)") }
+        for notice in try source.notices() { Console.logger("toc").notice("\(notice)") }
     }
 
     private struct ProblemOutput: Encodable {

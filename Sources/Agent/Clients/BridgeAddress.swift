@@ -44,12 +44,12 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
         if let slash = rest.lastIndex(of: "/"), let at = rest[..<slash].lastIndex(of: "@") {
             let user = rest[..<at]
             rest = rest[rest.index(after: at)...]
-            guard !user.contains("%") else {
+            guard !user.contains("%"), !user.contains(":") else {
                 throw bad(
                     "it holds a secret, which all users of this machine can see in the list of processes")
             }
             guard let credentials, credentials.name == user else {
-                throw bad("the secret of the user \(user) is in no file that was named")
+                throw bad("the secret of the user before @ is in no file that was named")
             }
         }
         guard let slash = rest.firstIndex(of: "/") else { throw bad("it names no target") }
