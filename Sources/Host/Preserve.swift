@@ -152,12 +152,14 @@ extension CopyOnWriteVolume {
     }
 
     /// Makes the epoch void unless it is over. Writes go on unharmed from here on.
-    func abandon(_ epoch: Epoch, _ reason: String) {
+    /// - Parameter isKnown: somebody has been told of the epoch, and so is an administrator of its end.
+    func abandon(_ epoch: Epoch, _ reason: String, isKnown: Bool = true) {
         guard epoch.phase == .open, epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
         // First on the cache, so that a crash cannot bring the epoch back.
         log.void(reason, epoch: epoch.uuid)
         epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last
         isEpochOpen.store(false, ordering: .releasing)
+        guard isKnown else { return }
         settings.logger?.warning(
             "the epoch is void: the copy that is running fails, applications go on",
             metadata: ["epoch": .stringConvertible(epoch.number), "reason": "\(reason)"])

@@ -72,7 +72,7 @@ enum Console {
     static func log(as options: LogOptions, notesTime: Bool) {
         let isJournal = isJournal(STDERR_FILENO)
         logSettings.withLock { settings in
-            settings.level = options.logLevel
+            settings.level = options.logLevel.level
             settings.format = options.logFormat
             settings.prefix = isJournal ? .priority : notesTime && !errorIsTerminal ? .time : .nothing
         }

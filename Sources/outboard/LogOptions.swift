@@ -7,7 +7,7 @@ struct LogOptions: ParsableArguments {
         help: ArgumentHelp(
             "What is logged on standard error: all from this level on. Default: notice.",
             valueName: "trace|debug|info|notice|warning|error|critical"))
-    var logLevel = Logger.Level.notice
+    var logLevel = LogLevel.notice
 
     @Option(
         help: ArgumentHelp(
@@ -27,5 +27,14 @@ extension LoggingCommand {
     var isService: Bool { false }
 }
 
-extension Logger.Level: @retroactive ExpressibleByArgument {}
+/// The levels of swift-log by their names.
+enum LogLevel: String, CaseIterable, ExpressibleByArgument {
+    case trace, debug, info, notice, warning, error, critical
+
+    var level: Logger.Level {
+        guard let level = Logger.Level(rawValue: rawValue) else { preconditionFailure("no level \(self)") }
+        return level
+    }
+}
+
 extension LogLine.Format: ExpressibleByArgument {}
