@@ -96,6 +96,11 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         }
     }
 
+    /// Writes a member whole; flushed.
+    func write(member name: String, _ bytes: [UInt8]) throws(CopyError) {
+        try files.replace(name, in: descriptor, with: bytes, "write \(path(of: name))")
+    }
+
     /// Cuts the usual data file to what it holds.
     /// - Parameter size: bytes.
     public func cutData(to size: UInt64) throws(CopyError) {
@@ -156,9 +161,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         for name in try files.names(inDirectory: descriptor, action) {
             try files.synchronizeFile(name, in: descriptor)
         }
-        try files.replace(
-            Manifest.fileName, in: descriptor, with: manifest,
-            "write \(path(of: Manifest.fileName))")
+        try write(member: Manifest.fileName, manifest)
     }
 
     /// - Parameter orCopies: whether a copy may be replaced, and not only an abandoned one.

@@ -75,10 +75,11 @@ struct CopyPlace {
 
     /// A directory that holds nothing but members of a copy, a manifest among them, whole or damaged.
     private func isCopy(_ path: String) throws(CopyError) -> Bool {
-        let members: Set = [
-            Manifest.fileName, DataLocation.usualName, TocDescription.fileName,
-            Files.temporaryName(of: Manifest.fileName),
+        let replaced = [
+            Manifest.fileName, ChecksumDescription.fileName, ChecksumDescription.integratedFileName,
         ]
+        let members = Set(
+            replaced + replaced.map(Files.temporaryName) + [DataLocation.usualName, TocDescription.fileName])
         let directory = try files.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, action)
         defer { files.calls.close(directory) }
         let names = try files.names(inDirectory: directory, action)

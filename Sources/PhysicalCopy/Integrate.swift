@@ -17,7 +17,7 @@ public enum IntegrateStep: Hashable, Sendable {
     case comparing
     /// The manifest is about to say `integrated`.
     case completing
-    /// The original-image portion is about to be cut off.
+    /// The original-image portion is about to be cut off, and the old checksums to be removed.
     case truncating
 }
 
@@ -34,7 +34,7 @@ extension PhysicalCopy {
     /// they stand. On a copy that is so already, it only finishes what a kill has left.
     ///
     /// Nothing is touched before all originals and all slices that will change have been verified. From these verified
-    /// bytes the checksums are derived that the slices will have, and the manifest has them before the first write. What
+    /// bytes the checksums are derived that the slices will have, and the manifest has or names them before the first write. What
     /// is read back at the end must fit them: damage done in between, by whatever, never gets a checksum that fits it.
     /// While the manifest says `integrating`, readers still merge, so a half-replayed chunk is never seen.
     /// - Parameter progress: told often; may throw to stop, as if killed.
@@ -49,10 +49,11 @@ extension PhysicalCopy {
             let reader = try logReader(in: store)
             let map = try verifiedMap(reader)
             if manifest.state == .complete {
-                var next = manifest
-                next.data.checksums = try derivedChecksums(map, reader, in: store, progress)
-                next.state = .integrating
+                let derived = try derivedChecksums(map, reader, in: store, progress)
                 try progress(IntegrateProgress(step: .marking, done: 0, total: 1))
+                var next = manifest
+                next.data.checksums = try writeIntegrated(derived)
+                next.state = .integrating
                 try replaceManifest(next)
             }
             try replay(map, reader, onto: store, progress)
@@ -67,6 +68,7 @@ extension PhysicalCopy {
         }
         try progress(IntegrateProgress(step: .truncating, done: 0, total: 1))
         try truncate()
+        try removeUnnamedChecksums()
     }
 
     func replaceManifest(_ next: Manifest) throws(CopyError) {
@@ -76,82 +78,9 @@ extension PhysicalCopy {
         manifest = next
     }
 
-    private func verifiedMap(_ reader: LogReader) throws(CopyError) -> VolumeMap {
+    func verifiedMap(_ reader: LogReader) throws(CopyError) -> VolumeMap {
         do throws(LogError) { try reader.verify() } catch { throw .log(error, "integrate \(directory)") }
         return try map(reader)
-    }
-
-    /// The slices of the data portion that have original images over them. A chunk is never larger than a slice and both
-    /// are powers of two: it lies in one slice.
-    private func slices(_ map: VolumeMap, _ geometry: ChunkGeometry) -> [Int] {
-        var slices: [Int] = []
-        for entry in map.entries {
-            let index = Int(geometry.range(of: entry.chunk).offset / manifest.data.checksums.sliceSize)
-            if slices.last != index { slices.append(index) }
-        }
-        return slices
-    }
-
-    /// The same from an opened copy; its original images are verified first.
-    func derivedChecksums(in store: any BlockStore) throws(CopyError) -> SliceChecksums {
-        let reader = try logReader(in: store)
-        return try derivedChecksums(verifiedMap(reader), reader, in: store) { _ in }
-    }
-
-    /// The data portion's checksums as they will be with the originals over the data; the slices that change are
-    /// verified on the way.
-    private func derivedChecksums(
-        _ map: VolumeMap, _ reader: LogReader, in store: any BlockStore,
-        _ progress: (IntegrateProgress) throws(CopyError) -> Void
-    ) throws(CopyError) -> SliceChecksums {
-        var checksums = manifest.data.checksums
-        let slices = slices(map, reader.geometry)
-        for (done, slice) in slices.enumerated() {
-            let sums = try sums(ofSlice: slice, map, reader, in: store)
-            guard sums.now == checksums.values[slice] else {
-                throw doesNotVerify(slice, advice: "nothing was changed")
-            }
-            checksums.values[slice] = sums.then
-            try progress(
-                IntegrateProgress(step: .verifying, done: UInt64(done), total: UInt64(slices.count)))
-        }
-        return checksums
-    }
-
-    /// Reads a slice once.
-    /// - Returns: its checksums as it is, and with the originals over it.
-    private func sums(
-        ofSlice index: Int, _ map: VolumeMap, _ reader: LogReader, in store: any BlockStore
-    ) throws(CopyError) -> (now: UInt32, then: UInt32) {
-        let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
-        let buffer = TransferBuffer()
-        var (now, then) = (CRC32C(), CRC32C())
-        var place = ByteRange(offset: slice.offset, count: 0)
-        while place.end < slice.end {
-            let count = min(slice.end - place.end, UInt64(CopyLimits.transferBytes))
-            place = ByteRange(offset: place.end, count: count)
-            let part = buffer.prefix(count)
-            do throws(StoreError) { try store.read(at: place.offset, into: part) } catch {
-                throw .store(error, "read the copy's data at \(place.offset)")
-            }
-            now.update(UnsafeRawBufferPointer(part))
-            // As in a slice, a chunk lies in one part of it.
-            for original in map.originals(over: place) {
-                let start = Int(original.volume.offset - place.offset)
-                let target = UnsafeMutableRawBufferPointer(
-                    rebasing: part[start..<start + Int(original.volume.count)])
-                switch original.place {
-                case .data: continue
-                case .zeros: target.initializeMemory(as: UInt8.self, repeating: 0)
-                case .original(let entry, _):
-                    do throws(LogError) { try reader.read(entry, into: target) } catch {
-                        throw .log(error, "integrate \(directory)")
-                    }
-                }
-            }
-            then.update(UnsafeRawBufferPointer(part))
-        }
-        return (now.value, then.value)
     }
 
     /// Reads the slices that were changed back.
@@ -159,28 +88,25 @@ extension PhysicalCopy {
         _ map: VolumeMap, _ geometry: ChunkGeometry, in store: any BlockStore,
         _ progress: (IntegrateProgress) throws(CopyError) -> Void
     ) throws(CopyError) {
-        let slices = slices(map, geometry)
-        let checksums = manifest.data.checksums
-        let buffer = TransferBuffer()
-        for (done, slice) in slices.enumerated() {
-            try progress(
-                IntegrateProgress(step: .comparing, done: UInt64(done), total: UInt64(slices.count)))
-            let range = checksums.range(ofSlice: slice, length: manifest.data.length)
-            let found = try SliceChecksums.checksum(of: range, in: store, buffer) { _ throws(CopyError) in }
-            guard found == checksums.values[slice] else {
-                throw doesNotVerify(
-                    slice,
-                    advice: "they were damaged after they had been verified; the original images are kept")
-            }
+        let checksums = try dataChecksums()
+        let changed = slicesUnderOriginals(map, geometry, checksums)
+        var done: UInt64 = 0
+        let reader = SliceReader(store, manifest.data.range, sliceSize: checksums.sliceSize)
+        func tell() throws(CopyError) {
+            try progress(IntegrateProgress(step: .comparing, done: done, total: changed.population))
         }
-    }
-
-    private func doesNotVerify(_ index: Int, advice: String) -> CopyError {
-        let slice = manifest.data.checksums.range(ofSlice: index, length: manifest.data.length)
-        return CopyError(
-            .damaged, "integrate \(directory)",
-            "the data at \(slice.offset) (\(slice.count) bytes) do not verify",
-            advice: "see what `outboard verify` says; \(advice)")
+        try tell()
+        try reader.read(
+            only: { changed.contains(UInt64($0)) }, progress: { _ throws(CopyError) in try tell() },
+            to: { slice, found throws(CopyError) in
+                guard found == checksums.values[slice] else {
+                    throw doesNotVerify(
+                        checksums, slice,
+                        advice: "they were damaged after they had been verified; the original images are kept"
+                    )
+                }
+                done += 1
+            })
     }
 
     private func replay(

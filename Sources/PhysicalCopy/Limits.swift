@@ -8,6 +8,12 @@ public enum CopyLimits {
     public static let slices: UInt64 = 65_536
     /// Bytes of the smallest slice.
     public static let smallestSlice: UInt64 = 16 << 20
+    /// Chunks of a file of checksums, 4 bytes each; the chunk size grows with the data portion so that there are no more.
+    public static let checksumChunks: UInt64 = 1 << 22
+    /// Bytes of the smallest such chunk.
+    public static let smallestChunk: UInt64 = 64 << 10
+    /// Slices whose sums are held at once while they are read.
+    static let slicesAtOnce: UInt64 = 1 << 16
     /// In append mode the original-image portion begins at the next multiple of this, bytes.
     public static let portionAlignment: UInt64 = 1 << 20
     /// Bytes read or written at once by verify, integrate and the checksums.

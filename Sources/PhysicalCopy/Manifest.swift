@@ -6,8 +6,9 @@ import Foundation
 public struct Manifest: Codable, Hashable, Sendable {
     /// The value of ``format``.
     public static let formatName = "outboard-copy"
-    /// The format version that this program writes, and the latest that it reads.
-    public static let currentVersion = 1
+    /// The latest format version that this program reads and writes. Version 1 has the data portion's checksums in the
+    /// manifest, version 2 in a file beside it.
+    public static let currentVersion = 2
     /// The file's name in the copy's directory.
     public static let fileName = "manifest.json"
 
@@ -32,7 +33,7 @@ public struct Manifest: Codable, Hashable, Sendable {
     }
 
     public var format = Manifest.formatName
-    public var formatVersion = Manifest.currentVersion
+    public private(set) var formatVersion: Int
     /// The checksum of the file's own bytes; see ``encoded()``. Set by encoding only.
     public internal(set) var crc32c = Manifest.blankChecksum
     /// The program and version that wrote it.
@@ -75,6 +76,7 @@ public struct Manifest: Codable, Hashable, Sendable {
         self.group = group
         self.frozen = frozen
         self.location = location
+        if case .slices = data.checksums { formatVersion = 1 } else { formatVersion = 2 }
         self.data = data
         self.originals = originals
     }
@@ -182,18 +184,60 @@ public struct TocDescription: Codable, Hashable, Sendable {
 }
 
 /// A part of the copy's data: where it is and what it must sum to.
-public struct Portion: Codable, Hashable, Sendable {
+public struct Portion: Hashable, Sendable {
+    /// What a portion must sum to.
+    public enum Checksums: Hashable, Sendable {
+        case slices(SliceChecksums)
+        /// A file of the copy's directory has them.
+        case file(ChecksumDescription)
+    }
+
     /// Bytes from the start of the data location.
     public var offset: UInt64
     /// Bytes.
     public var length: UInt64
-    public var checksums: SliceChecksums
+    public var checksums: Checksums
 
-    public init(offset: UInt64, length: UInt64, checksums: SliceChecksums) {
+    public init(offset: UInt64, length: UInt64, checksums: Checksums) {
         self.offset = offset
         self.length = length
         self.checksums = checksums
     }
 
+    public init(offset: UInt64, length: UInt64, checksums: SliceChecksums) {
+        self.init(offset: offset, length: length, checksums: .slices(checksums))
+    }
+
     public var range: ByteRange { ByteRange(offset: offset, count: length) }
+
+    /// Where they stand in the manifest, as the original-image portion's always do.
+    var slices: SliceChecksums {
+        guard case .slices(let slices) = checksums else { preconditionFailure("a file has the checksums") }
+        return slices
+    }
+}
+
+extension Portion: Codable {
+    private enum CodingKeys: String, CodingKey { case offset, length, checksums, checksumFile }
+
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.container(keyedBy: CodingKeys.self)
+        offset = try container.decode(UInt64.self, forKey: .offset)
+        length = try container.decode(UInt64.self, forKey: .length)
+        if let file = try container.decodeIfPresent(ChecksumDescription.self, forKey: .checksumFile) {
+            checksums = .file(file)
+        } else {
+            checksums = .slices(try container.decode(SliceChecksums.self, forKey: .checksums))
+        }
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.container(keyedBy: CodingKeys.self)
+        try container.encode(offset, forKey: .offset)
+        try container.encode(length, forKey: .length)
+        switch checksums {
+        case .slices(let slices): try container.encode(slices, forKey: .checksums)
+        case .file(let file): try container.encode(file, forKey: .checksumFile)
+        }
+    }
 }

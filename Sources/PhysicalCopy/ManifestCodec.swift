@@ -45,6 +45,9 @@ extension Manifest {
             guard originals.offset >= data.length, originals.length <= CopyLimits.volumeBytes,
                 originals.offset == data.length.roundedUp(to: CopyLimits.portionAlignment)
             else { throw Malformed(reason: "the original-image portion is not behind the data") }
+            guard case .slices = originals.checksums else {
+                throw Malformed(reason: "the original-image portion has no checksums")
+            }
             try Self.validate(originals, "original-image")
         default:
             throw Malformed(reason: "mode \(mode.rawValue), state \(state.rawValue) and portions disagree")
@@ -54,6 +57,15 @@ extension Manifest {
             guard toc.name == TocDescription.fileName, location != .member(name: toc.name) else {
                 throw Malformed(reason: "\"\(toc.name)\" is no name of a table of contents")
             }
+        }
+        switch (formatVersion, data.checksums) {
+        case (1, .slices): break
+        case (2, .file(let file)):
+            let names = [ChecksumDescription.fileName, ChecksumDescription.integratedFileName]
+            guard names.contains(file.name), location != .member(name: file.name) else {
+                throw Malformed(reason: "\"\(file.name)\" is no name of a file of checksums")
+            }
+        default: throw Malformed(reason: "the data portion's checksums are not where its version has them")
         }
         if let usedBytes, usedBytes > volume.size {
             throw Malformed(reason: "more bytes are said to be in use than the volume has")
@@ -67,9 +79,12 @@ extension Manifest {
     }
 
     private static func validate(_ portion: Portion, _ name: String) throws(Malformed) {
-        guard portion.checksums.covers(length: portion.length) else {
-            throw Malformed(reason: "the \(name) portion's checksums do not cover it")
-        }
+        let covers =
+            switch portion.checksums {
+            case .slices(let slices): slices.covers(length: portion.length)
+            case .file(let file): file.covers(length: portion.length)
+            }
+        guard covers else { throw Malformed(reason: "the \(name) portion's checksums do not cover it") }
     }
 }
 

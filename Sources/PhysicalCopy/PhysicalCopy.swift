@@ -21,6 +21,8 @@ public final class PhysicalCopy: @unchecked Sendable {
     public internal(set) var manifest: Manifest
     let lock: DirectoryLock
     let files: Files
+    /// The file of checksums that was read last.
+    let readChecksums = Monitor<(description: ChecksumDescription, sums: SliceChecksums)?>(nil)
 
     /// Reads and checks the manifest; the portions are not looked at.
     /// - Parameter calls: the file system.

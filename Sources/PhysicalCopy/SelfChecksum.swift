@@ -18,7 +18,14 @@ enum SelfChecksum {
         var bytes = Array(data)
         bytes += [UInt8](repeating: UInt8(ascii: " "), count: max(0, length - bytes.count - 1))
         bytes.append(UInt8(ascii: "\n"))
+        return summed(bytes)
+    }
+
+    /// The same with the sum in its place, whatever stood there.
+    static func summed(_ bytes: [UInt8]) -> [UInt8] {
         guard let place = place(in: bytes) else { preconditionFailure("no member crc32c") }
+        var bytes = bytes
+        bytes.replaceSubrange(place, with: blank.utf8)
         bytes.replaceSubrange(place, with: hexadecimal(CRC32C.checksum(bytes)).utf8)
         return bytes
     }

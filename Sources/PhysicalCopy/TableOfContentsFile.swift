@@ -42,8 +42,8 @@ public enum TableOfContentsFile {
         do throws(CopyError) {
             found = try describe(expected.name, in: directory, files, progress)
         } catch {
-            guard error.kind == .missing else { throw error }
-            return Finding(.toc, ByteRange(offset: 0, count: 0), "\(expected.name) is not there")
+            guard error.kind == .missing || error.kind == .damaged else { throw error }
+            return Finding(.toc, ByteRange(offset: 0, count: expected.length), error.reason)
         }
         guard found != expected else { return nil }
         return Finding(

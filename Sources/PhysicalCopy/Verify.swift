@@ -1,54 +1,56 @@
 import Blocks
+import Glibc
 import OriginalImage
 
-/// What `verify` found wrong, and where.
-public struct Finding: Codable, Hashable, Sendable {
-    public enum Part: String, Codable, Hashable, Sendable { case data, originals, toc }
-    public var part: Part
-    /// Bytes from the start of the data location, or of the table of contents; with `length` the range in which the damage lies.
-    public var offset: UInt64
-    public var length: UInt64
-    public var problem: String
-
-    public init(_ part: Part, _ range: ByteRange, _ problem: String) {
-        self.part = part
-        offset = range.offset
-        length = range.count
-        self.problem = problem
-    }
-}
-
-/// What `verify` did.
-public struct VerifyReport: Codable, Hashable, Sendable {
-    /// Bytes read and compared.
-    public var bytes: UInt64 = 0
-    /// Originals whose own CRC fits.
-    public var originals: UInt64 = 0
-    /// Nothing found: the copy is as it was made.
-    public var findings: [Finding] = []
-    public var isClean: Bool { findings.isEmpty }
-}
-
 extension PhysicalCopy {
-    /// Reads all of the copy: every slice's checksum; of the original images the superblocks, headers, and each
-    /// original's own CRC. The manifest's checksum was checked when the copy was opened. One whose integrate was
-    /// interrupted is not as it shall be, and that is a finding.
+    /// Reads all of the copy: every checksum; of the original images the superblocks, headers, and each
+    /// original's own CRC; that there is nothing between the portions. The manifest's checksum was checked when the copy
+    /// was opened. One whose integrate was interrupted is not as it shall be, and that is a finding.
     /// - Parameter progress: told the bytes done since it was told last; may throw to stop.
     public func verify(
         _ opener: DataOpener, progress: (UInt64) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) -> VerifyReport {
-        let store = try openData(opener)
         var report = VerifyReport()
+        let store: any BlockStore
+        do throws(CopyError) { store = try openData(opener) } catch {
+            guard error.kind == .damaged else { throw error }
+            report.add(Finding(.data, manifest.data.range, error.reason, file: dataFile))
+            return report
+        }
         try verifyOriginals(in: store, &report, progress)
         try verifyData(in: store, &report, progress)
+        try verifyPadding(in: store, &report)
         if let finding = try TableOfContentsFile.finding(manifest.toc, in: lock.descriptor, files, progress) {
-            report.findings.append(finding)
+            report.add(finding)
         }
         if manifest.state == .integrating {
-            report.findings.append(
-                Finding(.data, manifest.data.range, "integrate was interrupted; run integrate again"))
+            report.add(
+                Finding(
+                    .data, manifest.data.range, "integrate was interrupted; run integrate again",
+                    file: dataFile))
         }
         return report
+    }
+
+    /// What is wrong with a copy that cannot be opened, as a finding.
+    /// - Parameter error: what opening it threw.
+    /// - Returns: nil: it is not its manifest.
+    public static func manifestFinding(
+        _ error: CopyError, in directory: String, files calls: FileSystemCalls = FileSystemCalls()
+    ) -> Finding? {
+        guard error.kind == .damaged else { return nil }
+        let path = Files.absolute(directory) + "/" + Manifest.fileName
+        guard
+            case .success(let status) = calls.fstatat(FileSystemCalls.noDirectory, path, AT_SYMLINK_NOFOLLOW)
+        else { return nil }
+        return Finding(
+            .manifest, ByteRange(offset: 0, count: UInt64(max(0, status.st_size))), error.reason)
+    }
+
+    /// What findings call the data location.
+    var dataFile: String {
+        if case .member(let name) = manifest.location { return name }
+        return dataName
     }
 
     /// The same for a copy that is to be read as a volume. One whose integrate was interrupted is as good as
@@ -93,7 +95,8 @@ extension PhysicalCopy {
         let data = manifest.state == .integrating ? try openVolume { _, _ in store } : store
         var report = VerifyReport()
         try verify(
-            manifest.data, .data, in: data, &report, only: { plan.wants($0) && !isKnown($0) }, progress)
+            manifest.data, try dataChecksums(), .data, in: data, &report,
+            only: { plan.wants($0) && !isKnown($0) }, progress)
         try requireClean(report)
     }
 
@@ -110,42 +113,79 @@ extension PhysicalCopy {
     private func verifyData(
         in store: any BlockStore, _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
+        let checksums: SliceChecksums
+        do throws(ChecksumFile.Malformed) { checksums = try loadChecksums() } catch {
+            var name = ChecksumDescription.fileName
+            if case .file(let description) = manifest.data.checksums { name = description.name }
+            return report.add(
+                Finding(
+                    .checksums, error.range, error.reason + "; so nothing is known of the data", file: name))
+        }
         guard manifest.state == .integrating else {
-            return try verify(manifest.data, .data, in: store, &report, progress)
+            return try verify(manifest.data, checksums, .data, in: store, &report, progress)
         }
         // Merged with damaged originals they say nothing.
         guard report.isClean else { return }
         let merged = try openVolume { _, _ in store }
-        try verify(manifest.data, .data, in: merged, &report, progress)
+        try verify(manifest.data, checksums, .data, in: merged, &report, progress)
     }
 
     private func verifyOriginals(
         in store: any BlockStore, _ report: inout VerifyReport, _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
         guard let originals = manifest.originals else { return }
-        try verify(originals, .originals, in: store, &report, progress)
+        try verify(originals, originals.slices, .originals, in: store, &report, progress)
         try verifyLog(originals, in: store, &report)
     }
 
     private func verify(
-        _ portion: Portion, _ part: Finding.Part, in store: any BlockStore,
+        _ portion: Portion, _ checksums: SliceChecksums, _ part: Finding.Part, in store: any BlockStore,
         _ report: inout VerifyReport, only isWanted: (ByteRange) -> Bool = { _ in true },
         _ progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) {
-        let buffer = TransferBuffer()
-        for (index, expected) in portion.checksums.values.enumerated() {
-            let slice = portion.checksums.range(ofSlice: index, length: portion.length)
-            guard isWanted(slice) else { continue }
-            let place = ByteRange(offset: portion.offset + slice.offset, count: slice.count)
-            let found = try SliceChecksums.checksum(of: place, in: store, buffer, progress: progress)
-            report.bytes += place.count
-            if found != expected, report.findings.count < CopyLimits.findings {
-                report.findings.append(
-                    Finding(
-                        part, place,
-                        "CRC-32C is \(hexadecimal(found)), the manifest says \(hexadecimal(expected))"))
-            }
+        let reader = SliceReader(store, portion.range, sliceSize: checksums.sliceSize)
+        // Asked once for each: what is wanted may depend on having been asked.
+        var asked: (slice: Int, isWanted: Bool)?
+        func compare(_ index: Int, _ found: UInt32) {
+            let expected = checksums.values[index]
+            let slice = checksums.range(ofSlice: index, length: portion.length)
+            report.bytes += slice.count
+            guard found != expected else { return }
+            report.add(
+                Finding(
+                    part, ByteRange(offset: portion.offset + slice.offset, count: slice.count),
+                    "CRC-32C is \(hexadecimal(found)), and was \(hexadecimal(expected)) when it was copied",
+                    file: dataFile, chunk: part == .data ? UInt64(index) : nil))
         }
+        try reader.read(
+            only: { index in
+                if let asked, asked.slice == index { return asked.isWanted }
+                let answer = isWanted(checksums.range(ofSlice: index, length: portion.length))
+                asked = (index, answer)
+                return answer
+            }, progress: progress, to: { index, found throws(CopyError) in compare(index, found) })
+    }
+
+    /// In a file of the copy there is nothing between its portions; a device or unit may have had something there.
+    private func verifyPadding(
+        in store: any BlockStore, _ report: inout VerifyReport
+    ) throws(CopyError) {
+        guard case .member = manifest.location, let originals = manifest.originals else { return }
+        let padding = ByteRange(
+            offset: manifest.data.range.end, count: originals.offset - manifest.data.range.end)
+        guard !padding.isEmpty else { return }
+        let buffer = TransferBuffer()
+        defer { withExtendedLifetime(buffer) {} }
+        let bytes = buffer.prefix(padding.count)
+        do throws(StoreError) { try store.read(at: padding.offset, into: bytes) } catch {
+            throw .store(error, "read the copy's data at \(padding.offset)")
+        }
+        guard !UnsafeRawBufferPointer(bytes).isAllZeros, let first = bytes.firstIndex(where: { $0 != 0 })
+        else {
+            return
+        }
+        let place = ByteRange(offset: padding.offset + UInt64(first), count: 1)
+        report.add(Finding(.padding, place, "it is not zero, as all is between the portions", file: dataFile))
     }
 
     private func verifyLog(
@@ -158,7 +198,7 @@ extension PhysicalCopy {
             }
         } catch {
             guard error.kind == .damaged else { throw error }
-            report.findings.append(Finding(.originals, portion.range, error.reason))
+            report.add(Finding(.originals, portion.range, error.reason, file: dataFile))
         }
     }
 }

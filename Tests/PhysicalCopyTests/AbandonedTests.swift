@@ -102,8 +102,7 @@ import Testing
             var calls = FileSystemCalls()
             if !canExchange { calls.lackFlags() }
             let draft = try CopyDraft(destination: path, force: false, files: calls)
-            try FileManager.default.copyItem(
-                atPath: sample.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            try sample.copyMembers(to: draft)
             try draft.commit(sample.manifest)
             #expect(try PhysicalCopy(path).verify(SampleCopy.open).isClean)
         }
@@ -143,8 +142,7 @@ import Testing
         let sample = try SampleCopy(in: parent.path, seed: 23)
         func draft() throws -> CopyDraft {
             let draft = try CopyDraft(destination: parent.path + "/twice", force: false)
-            try FileManager.default.copyItem(
-                atPath: sample.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            try sample.copyMembers(to: draft)
             return draft
         }
         let first = try draft()

@@ -21,18 +21,19 @@ import Testing
         }
     }
 
-    @Test func verifyCleanAndDamaged() throws {
+    @Test(arguments: [1, 2]) func verifyCleanAndDamaged(version: Int) throws {
         let parent = TemporaryDirectory()
-        let sample = try SampleCopy(in: parent.path, seed: 11)
+        let sample = try SampleCopy(in: parent.path, seed: 11, version: version)
         let clean = try PhysicalCopy(sample.directory).verify(SampleCopy.open)
         #expect(clean.isClean)
         #expect(clean.originals == sample.manifest.epoch.entries)
         let image = sample.directory + "/data.img"
         let bytes = try Data(contentsOf: URL(fileURLWithPath: image))
         let log = Int(sample.manifest.originals!.offset)
-        // Data; both superblocks; a header; an original; the last byte of all.
+        // Data; what lies behind them; both superblocks; a header; an original; the last byte of all.
         for place in [
-            0, 299_999, log + 3, log + 4096 + 99, log + 8192 + 60, log + 8192 + 5000, bytes.count - 1,
+            0, 65_536, 299_999, 300_000, log - 1, log + 3, log + 4096 + 99, log + 8192 + 60,
+            log + 8192 + 5000, bytes.count - 1,
         ] {
             var damaged = bytes
             damaged[place] ^= 0x10
@@ -41,11 +42,16 @@ import Testing
             #expect(!report.isClean)
             #expect(
                 report.findings.contains { $0.offset <= place && UInt64(place) < $0.offset + $0.length })
-            let part: Finding.Part = place < log ? .data : .originals
-            #expect(report.findings.allSatisfy { $0.part == part })
+            let part: Finding.Part = place < 300_000 ? .data : place < log ? .padding : .originals
+            #expect(report.findings.allSatisfy { $0.part == part && $0.file == "data.img" })
+            if part == .data, version == 2 {
+                #expect(report.findings.map(\.chunk) == [UInt64(place / 65_536)])
+                #expect(report.findings[0].length <= 65_536)
+            }
         }
         try bytes.prefix(bytes.count - 1).write(to: URL(fileURLWithPath: image))
-        #expect(throws: CopyError.self) { try PhysicalCopy(sample.directory).verify(SampleCopy.open) }
+        let report = try PhysicalCopy(sample.directory).verify(SampleCopy.open)
+        #expect(report.findings.map(\.part) == [.data])
     }
 
     @Test func openErrors() throws {
@@ -104,8 +110,7 @@ import Testing
         }
         #expect(try Files().names(in: parent.path, "") == ["copy"])
         let draft = try CopyDraft(destination: old.directory, force: true)
-        try FileManager.default.copyItem(
-            atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+        try old.copyMembers(to: draft)
         var manifest = old.manifest
         manifest.uuid = "the new one"
         do {
@@ -137,8 +142,7 @@ import Testing
         let old = try SampleCopy(in: parent.path, seed: 15)
         func replacement() throws -> CopyDraft {
             let draft = try CopyDraft(destination: old.directory, force: true)
-            try FileManager.default.copyItem(
-                atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            try old.copyMembers(to: draft)
             draft.files.calls.lackFlags()
             return draft
         }
@@ -185,8 +189,7 @@ import Testing
         var group: [(draft: CopyDraft, manifest: Manifest)] = []
         for parent in parents {
             let draft = try CopyDraft(destination: parent.path + "/copy", force: true)
-            try FileManager.default.copyItem(
-                atPath: old.directory + "/data.img", toPath: draft.path(of: "data.img"))
+            try old.copyMembers(to: draft)
             var manifest = old.manifest
             manifest.uuid = "the new one"
             if !canExchange { draft.files.calls.lackFlags() }

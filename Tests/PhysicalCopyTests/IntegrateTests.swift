@@ -14,11 +14,15 @@ import Testing
         #expect(try copy.verify(SampleCopy.open).isClean)
         let volume = try copy.openVolume(SampleCopy.open)
         #expect(try volume.bytes(at: 0, count: sample.instant.count) == sample.instant)
+        // And nothing else is left.
+        var members = ["data.img", "manifest.json"]
+        if case .file(let description) = copy.manifest.data.checksums { members.append(description.name) }
+        #expect(try Files().names(in: sample.directory, "").sorted() == members.sorted())
     }
 
-    @Test func atOnce() throws {
+    @Test(arguments: [1, 2]) func atOnce(version: Int) throws {
         let parent = TemporaryDirectory()
-        let sample = try SampleCopy(in: parent.path, seed: 21)
+        let sample = try SampleCopy(in: parent.path, seed: 21, version: version)
         do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
         try expectIntegrated(sample)
         do { try PhysicalCopy(sample.directory, for: .changing).integrate(SampleCopy.open) }
@@ -51,13 +55,13 @@ import Testing
         return true
     }
 
-    @Test("Killed at any step, with a power cut, it can be run again", arguments: [31, 32])
-    func killedAnywhere(seed: UInt64) throws {
+    @Test("Killed at any step, with a power cut, it can be run again", arguments: [31, 32], [1, 2])
+    func killedAnywhere(seed: UInt64, version: Int) throws {
         let parent = TemporaryDirectory()
         var random = SeededGenerator(state: seed)
         var stop = 1
         while true {
-            let sample = try SampleCopy(in: parent.path, seed: seed, size: 70_000)
+            let sample = try SampleCopy(in: parent.path, seed: seed, size: 70_000, version: version)
             guard try interrupt(sample, at: stop, &random) else { break }
             let seen = try PhysicalCopy(sample.directory).openVolume(SampleCopy.open)
             #expect(try seen.bytes(at: 0, count: sample.instant.count) == sample.instant, "at \(stop)")

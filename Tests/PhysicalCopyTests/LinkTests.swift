@@ -28,12 +28,16 @@ import Testing
             try Data("contents".utf8).write(to: URL(fileURLWithPath: draft.path))
             try copy.attachToc(draft)
         }
-        try lead(TocDescription.fileName, of: sample, to: elsewhere)
-        #expect(
-            kind { () throws(CopyError) in
-                _ = try PhysicalCopy(sample.directory).verify(SampleCopy.open)
-            } == .damaged)
-        try FileManager.default.removeItem(atPath: sample.directory + "/" + TocDescription.fileName)
+        for (name, part) in [
+            (TocDescription.fileName, Finding.Part.toc), (ChecksumDescription.fileName, .checksums),
+        ] {
+            try lead(name, of: sample, to: elsewhere)
+            let findings = try PhysicalCopy(sample.directory).verify(SampleCopy.open).findings
+            #expect(findings.map(\.part) == [part] && findings[0].problem.contains("symbolic link"))
+            let path = sample.directory + "/" + name
+            try FileManager.default.removeItem(atPath: path)
+            try FileManager.default.moveItem(atPath: elsewhere.path + "/" + name, toPath: path)
+        }
         try lead(DataLocation.usualName, of: sample, to: elsewhere)
         for use in [PhysicalCopy.Use.reading, .changing] {
             #expect(

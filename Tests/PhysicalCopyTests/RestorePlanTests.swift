@@ -201,8 +201,11 @@ import Testing
         #expect(throws: CopyError.self) { try check(touching, slices: false) }
         try check(other, slices: true)
         try store.write([byte], at: place)
-        let data = try store.bytes(at: 0, count: 1)[0]
-        try store.write([data ^ 1], at: 0)
+        // Anywhere in the slice.
+        let size = try copy.dataChecksums().sliceSize
+        let start = reader.geometry.range(of: entry.chunk).offset.roundedDown(to: size)
+        let data = try store.bytes(at: start, count: 1)[0]
+        try store.write([data ^ 1], at: start)
         try check(touching, slices: false)
         #expect(throws: CopyError.self) { try check(touching, slices: true) }
     }

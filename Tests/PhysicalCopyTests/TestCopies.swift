@@ -112,13 +112,26 @@ struct SampleCopy {
     let instant: [UInt8]
     let manifest: Manifest
 
+    /// Its files but for the manifest, put into a draft.
+    func copyMembers(to draft: CopyDraft) throws {
+        for name in ["data.img", "checksums"] where FileManager.default.fileExists(atPath: path(name)) {
+            try FileManager.default.copyItem(atPath: path(name), toPath: draft.path(of: name))
+        }
+    }
+
+    func path(_ member: String) -> String { directory + "/" + member }
+
     static func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
         guard case .path(let path) = location else { preconditionFailure() }
         return try CrashableFile(path, writable: writable)
     }
 
-    /// - Parameter preserved: every how many chunks there is an original, on average.
-    init(in parent: String, seed: UInt64, size: Int = 300_000, preserved: Int = 3) throws {
+    /// - Parameters:
+    ///   - preserved: every how many chunks there is an original, on average.
+    ///   - version: of the manifest; 1 has the data's checksums in it.
+    init(
+        in parent: String, seed: UInt64, size: Int = 300_000, preserved: Int = 3, version: Int = 2
+    ) throws {
         var random = SeededGenerator(state: seed)
         let instant = (0..<size).map { _ in UInt8.random(in: 0...255, using: &random) }
         var state = instant
@@ -154,6 +167,12 @@ struct SampleCopy {
                 offset: offset, length: UInt64(length),
                 checksums: try SliceChecksums.compute(of: range, in: store) { _ throws(CopyError) in })
         }
+        var data = try portion(0, size)
+        if version == 2 {
+            var table = ChecksumTable(length: UInt64(size))
+            try table.readUnknown(in: store) { _ throws(CopyError) in }
+            data.checksums = .file(try draft.write(table.complete!, length: UInt64(size)))
+        }
         manifest = Manifest(
             tool: "test", uuid: UUID().uuidString, completedAt: 2,
             volume: VolumeDescription(
@@ -162,7 +181,7 @@ struct SampleCopy {
             epoch: EpochDescription(
                 number: 7, uuid: log.epoch.uuidString, institutedAt: 1, ending: .endedBeforeCacheCopy,
                 logBytes: log.end.position, batches: log.end.sequence, entries: log.end.entries),
-            group: nil, frozen: [], location: .usual, data: try portion(0, size),
+            group: nil, frozen: [], location: .usual, data: data,
             originals: try portion(start, log.bytes.count))
         try draft.commit(manifest)
     }

@@ -40,10 +40,11 @@ extension PhysicalCopy {
         to output: BackupOutput, integrated: Bool, zeros: Bool = true, tool: String, _ opener: DataOpener,
         progress: (BackupStep, UInt64) throws(CopyError) -> Void = { _, _ in }
     ) throws(CopyError) -> BackupSummary {
-        let (manifest, store) = try backupSource(integrated: integrated, opener)
+        let (manifest, checksums, store) = try backupSource(integrated: integrated, opener)
         let portions = [manifest.data.range] + (manifest.originals.map { [$0.range] } ?? [])
         let writer = try BackupWriter(
-            self, manifest, BackupImage(store, portions: portions), to: output, tool: tool, zeros: zeros)
+            self, manifest, checksums, BackupImage(store, portions: portions), to: output, tool: tool,
+            zeros: zeros)
         return try writer.run(progress)
     }
 
@@ -56,21 +57,31 @@ extension PhysicalCopy {
         manifest.originals != nil && (asked || manifest.state == .integrating)
     }
 
-    /// The manifest that the backup will have, and what it describes.
+    /// The manifest that the backup will have, its data's checksums, and what it describes.
     private func backupSource(
         integrated: Bool, _ opener: DataOpener
-    ) throws(CopyError) -> (Manifest, any BlockStore) {
-        let store = try openData(opener)
+    ) throws(CopyError) -> (Manifest, SliceChecksums, any BlockStore) {
+        var store = try openData(opener)
         var next = manifest
         next.location = .usual
-        guard isBackedUpIntegrated(integrated) else {
-            if manifest.originals != nil { _ = try logReader(in: store) }
-            return (next, store)
+        var checksums = try dataChecksums()
+        if isBackedUpIntegrated(integrated) {
+            if manifest.state == .complete { checksums = try derivedChecksums(in: store) }
+            next.state = .integrated
+            next.originals = nil
+            let data = store
+            store = try openVolume { _, _ in data }
+        } else if manifest.originals != nil {
+            _ = try logReader(in: store)
         }
-        if manifest.state == .complete { next.data.checksums = try derivedChecksums(in: store) }
-        next.state = .integrated
-        next.originals = nil
-        return (next, try openVolume { _, _ in store })
+        if case .file = manifest.data.checksums {
+            let bytes = ChecksumFile.encode(checksums, length: manifest.data.length)
+            next.data.checksums = .file(
+                ChecksumFile.describe(bytes, checksums, name: ChecksumDescription.fileName))
+        } else {
+            next.data.checksums = .slices(checksums)
+        }
+        return (next, checksums, store)
     }
 }
 
@@ -78,6 +89,7 @@ extension PhysicalCopy {
 private final class BackupWriter {
     private let copy: PhysicalCopy
     private let manifest: Manifest
+    private let checksums: SliceChecksums
     private let image: BackupImage
     private let output: BackupOutput
     private let archive: ArchiveWriter
@@ -90,21 +102,25 @@ private final class BackupWriter {
     typealias Progress = (BackupStep, UInt64) throws(CopyError) -> Void
 
     init(
-        _ copy: PhysicalCopy, _ manifest: Manifest, _ image: BackupImage, to output: BackupOutput,
-        tool: String, zeros: Bool
+        _ copy: PhysicalCopy, _ manifest: Manifest, _ checksums: SliceChecksums, _ image: BackupImage,
+        to output: BackupOutput, tool: String, zeros: Bool
     ) throws(CopyError) {
         self.copy = copy
         self.manifest = manifest
+        self.checksums = checksums
         self.image = image
         self.output = output
         self.zeros = zeros
-        checks = try PassingData(manifest)
+        checks = try PassingData(manifest, checksums)
         archive = try ArchiveWriter(output)
         // No stream is longer than twice what it holds, headers and maps and all.
-        let held = image.size + UInt64(CopyLimits.manifestBytes) + (manifest.toc?.length ?? 0)
+        let held =
+            image.size + 2 * UInt64(CopyLimits.manifestBytes) + 4 * UInt64(checksums.values.count)
+            + (manifest.toc?.length ?? 0)
         let most = 2 * held + MediaLimits.memberHeadBytes
         header = BackupHeader(
-            tool: tool, uuid: UUID().uuidString.lowercased(), startedAt: Self.now,
+            version: manifest.formatVersion, tool: tool, uuid: UUID().uuidString.lowercased(),
+            startedAt: Self.now,
             recordBytes: output.recordBytes, sliceSize: SliceChecksums.sliceSize(forLength: most))
         output.sum(bySlicesOf: header.sliceSize)
     }
@@ -119,6 +135,10 @@ private final class BackupWriter {
         let time = header.startedAt
         try archive.add(BackupMember.header, header.encoded(), startedAt: time)
         try archive.add(BackupMember.manifest, manifest.encoded(), startedAt: time)
+        if case .file = manifest.data.checksums {
+            let bytes = ChecksumFile.encode(checksums, length: manifest.data.length)
+            try archive.add(BackupMember.checksums, bytes, startedAt: time)
+        }
         if let toc = manifest.toc { try addToc(toc) }
         let members = try addData(progress)
         try addEnd()

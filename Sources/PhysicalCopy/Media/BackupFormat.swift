@@ -5,11 +5,12 @@ import Foundation
 /// <doc:BackupMedia>.
 public struct BackupHeader: Codable, Hashable, Sendable {
     static let formatName = "outboard-backup"
-    /// The format version that this program writes, and the latest that it reads.
-    public static let currentVersion = 1
+    /// The latest format version that this program writes and reads. It is the manifest's: of version 2 there is a
+    /// member with the data's checksums.
+    public static let currentVersion = 2
 
     public private(set) var format = BackupHeader.formatName
-    public private(set) var formatVersion = BackupHeader.currentVersion
+    public let formatVersion: Int
     private(set) var crc32c = SelfChecksum.blank
     /// The program and version that wrote it.
     public let tool: String
@@ -22,7 +23,10 @@ public struct BackupHeader: Codable, Hashable, Sendable {
     /// Bytes of a slice of the stream.
     let sliceSize: UInt64
 
-    init(tool: String, uuid: String, startedAt: Int64, recordBytes: Int, sliceSize: UInt64) {
+    init(
+        version: Int, tool: String, uuid: String, startedAt: Int64, recordBytes: Int, sliceSize: UInt64
+    ) {
+        formatVersion = version
         self.tool = tool
         self.uuid = uuid
         self.startedAt = startedAt
@@ -109,6 +113,7 @@ struct BackupEnd: Codable, Hashable {
 enum BackupMember {
     static let header = "backup.json"
     static let manifest = Manifest.fileName
+    static let checksums = ChecksumDescription.fileName
     static let toc = "toc.sqlite"
     static let data = "data.img"
     static let end = "backup.end"
@@ -157,14 +162,39 @@ struct StreamChecksums {
     private(set) var values: [UInt32] = []
     private(set) var length: UInt64 = 0
     private var crc = CRC32C()
+    private var zeroSlice: UInt32?
+
+    init(sliceSize: UInt64 = CopyLimits.smallestSlice) { self.sliceSize = sliceSize }
 
     mutating func update(_ bytes: UnsafeRawBufferPointer) {
         var rest = bytes
         while !rest.isEmpty {
-            let part = UnsafeRawBufferPointer(rebasing: rest.prefix(Int(sliceSize - length % sliceSize)))
+            let part = UnsafeRawBufferPointer(
+                rebasing: rest.prefix(Int(clamping: sliceSize - length % sliceSize)))
             crc.update(part)
             length += UInt64(part.count)
             rest = UnsafeRawBufferPointer(rebasing: rest.dropFirst(part.count))
+            if length % sliceSize == 0 { closeSlice() }
+        }
+    }
+
+    /// As if so many zero bytes had passed; whole slices of them cost the same as one.
+    mutating func update(zeros count: UInt64) {
+        var rest = count
+        while rest > 0 {
+            let part = min(rest, sliceSize - length % sliceSize)
+            if part == sliceSize {
+                if zeroSlice == nil {
+                    var zeros = CRC32C()
+                    zeros.update(zeros: part)
+                    zeroSlice = zeros.value
+                }
+                crc = CRC32C(continuing: zeroSlice!)
+            } else {
+                crc.update(zeros: part)
+            }
+            length += part
+            rest -= part
             if length % sliceSize == 0 { closeSlice() }
         }
     }
@@ -174,9 +204,18 @@ struct StreamChecksums {
         crc = CRC32C()
     }
 
+    /// Nothing comes any more: what has passed of a last slice is one.
+    mutating func close() { if length % sliceSize != 0 { closeSlice() } }
+
+    /// Those of the slices that have passed since this was asked last.
+    mutating func take() -> [UInt32] {
+        defer { values.removeAll(keepingCapacity: true) }
+        return values
+    }
+
     /// Nothing comes any more.
     mutating func finish() -> SliceChecksums {
-        if length % sliceSize != 0 { closeSlice() }
+        close()
         return SliceChecksums(sliceSize: sliceSize, values: values)
     }
 }

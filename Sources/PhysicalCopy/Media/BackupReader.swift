@@ -45,6 +45,7 @@ extension BackupFinding: CustomStringConvertible {
 public final class BackupReader {
     public let header: BackupHeader
     public let manifest: Manifest
+    private let checksums: SliceChecksums
     private let input: BackupInput
     private let archive: ArchiveReader
     /// The member that is read.
@@ -86,12 +87,13 @@ public final class BackupReader {
             archive, input, BackupMember.manifest, limit: CopyLimits.manifestBytes)
         do throws(Manifest.Malformed) {
             manifest = try Manifest(decoding: body.bytes)
-            guard manifest.location == .usual, manifest.state != .integrating else {
-                throw Manifest.Malformed(reason: "it is not one that a backup has")
-            }
+            guard manifest.location == .usual, manifest.state != .integrating,
+                manifest.formatVersion == header.formatVersion
+            else { throw Manifest.Malformed(reason: "it is not one that a backup has") }
         } catch {
             throw Self.damaged(input, BackupFinding(BackupMember.manifest, at: body.start, error.reason))
         }
+        checksums = try Self.readChecksums(archive, input, manifest)
         dataBytes = manifest.originals?.range.end ?? manifest.data.range.end
     }
 
@@ -113,6 +115,19 @@ public final class BackupReader {
             finding.length = (isData ? manifest.data.range.end : dataBytes) - place
         }
         return Self.damaged(input, finding)
+    }
+
+    /// The data portion's checksums, from their member where they are not in the manifest.
+    private static func readChecksums(
+        _ archive: ArchiveReader, _ input: BackupInput, _ manifest: Manifest
+    ) throws(CopyError) -> SliceChecksums {
+        guard case .file(let description) = manifest.data.checksums else { return manifest.data.slices }
+        let body = try readSmall(archive, input, BackupMember.checksums, limit: Int(description.length))
+        do throws(ChecksumFile.Malformed) {
+            return try ChecksumFile.decode(body.bytes, as: description, length: manifest.data.length)
+        } catch {
+            throw damaged(input, BackupFinding(BackupMember.checksums, at: body.start, error.reason))
+        }
     }
 
     private static func requireUncompressed(
@@ -242,7 +257,7 @@ public final class BackupReader {
         progress: (UInt64) throws(CopyError) -> Void = { _ in },
         to take: (UInt64, PassingBytes) throws(CopyError) -> Void
     ) throws(CopyError) {
-        var passing = try PassingData(manifest)
+        var passing = try PassingData(manifest, checksums)
         defer { dataPosition = nil }
         while passing.position < dataBytes {
             let start = passing.position

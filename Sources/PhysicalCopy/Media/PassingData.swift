@@ -40,6 +40,7 @@ struct PassingData {
     typealias Take = (UInt64, PassingBytes) throws(CopyError) -> Void
 
     private let manifest: Manifest
+    private let portions: [(portion: Portion, checksums: SliceChecksums, part: Finding.Part)]
     /// Bytes from the start of the data location to the end of its last portion.
     let length: UInt64
     /// From the start of the data location.
@@ -50,10 +51,15 @@ struct PassingData {
     /// Originals that have passed.
     private(set) var originals: UInt64 = 0
 
-    /// - Parameter manifest: a valid one, not of a copy that is being integrated.
-    init(_ manifest: Manifest) throws(CopyError) {
+    /// - Parameters:
+    ///   - manifest: a valid one, not of a copy that is being integrated.
+    ///   - checksums: of its data portion.
+    init(_ manifest: Manifest, _ checksums: SliceChecksums) throws(CopyError) {
         precondition(manifest.state != .integrating, "its checksums are not those of its data")
         self.manifest = manifest
+        portions =
+            [(manifest.data, checksums, .data)]
+            + (manifest.originals.map { [($0, $0.slices, .originals)] } ?? [])
         length = manifest.originals?.range.end ?? manifest.data.range.end
         guard let portion = manifest.originals else { return }
         let geometry = ChunkGeometry(
@@ -71,10 +77,6 @@ struct PassingData {
                 entries: manifest.epoch.entries))
     }
 
-    private var portions: [(Portion, Finding.Part)] {
-        [(manifest.data, .data)] + (manifest.originals.map { [($0, .originals)] } ?? [])
-    }
-
     /// - Parameters:
     ///   - passing: the next bytes, not beyond the end.
     ///   - mark: where they stand in the stream they are read from.
@@ -84,30 +86,31 @@ struct PassingData {
         precondition(passing.count <= length - position, "bytes beyond the copy's data")
         var rest = passing
         while rest.count > 0 {
-            let portion = portions.first { position < $0.0.range.end }!
-            guard position >= portion.0.offset else {
+            let (portion, checksums, kind) = portions.first { position < $0.portion.range.end }!
+            guard position >= portion.offset else {
                 // Between two portions: nothing.
-                let gap = min(rest.count, portion.0.offset - position)
+                let gap = min(rest.count, portion.offset - position)
                 (position, rest) = (position + gap, rest.dropFirst(gap))
                 continue
             }
-            let (slice, index) = slice(of: portion.0)
+            let (slice, index) = slice(of: portion, checksums)
             let part = rest.prefix(slice.end - position)
             if position == slice.offset { (crc, self.mark) = (CRC32C(), mark + passing.count - rest.count) }
             switch part {
             case .bytes(let bytes): crc.update(bytes)
             case .zeros(let count): crc.update(zeros: count)
             }
-            switch portion.1 {
+            switch kind {
             case .originals: try takeLog(part, report, take)
             default: try take(position, part)
             }
             (position, rest) = (position + part.count, rest.dropFirst(part.count))
-            let expected = portion.0.checksums.values[index]
+            let expected = checksums.values[index]
             if position == slice.end, crc.value != expected {
                 let problem =
-                    "CRC-32C is \(hexadecimal(crc.value)), the manifest says \(hexadecimal(expected))"
-                try report(Finding(portion.1, slice, problem), self.mark)
+                    "CRC-32C is \(hexadecimal(crc.value)), and was \(hexadecimal(expected)) when it was copied"
+                try report(
+                    Finding(kind, slice, problem, chunk: kind == .data ? UInt64(index) : nil), self.mark)
             }
         }
         if position == length, let log, !log.isOver {
@@ -116,9 +119,9 @@ struct PassingData {
     }
 
     /// The slice that the position is in, from the start of the data location.
-    private func slice(of portion: Portion) -> (ByteRange, index: Int) {
-        let index = Int((position - portion.offset) / portion.checksums.sliceSize)
-        let slice = portion.checksums.range(ofSlice: index, length: portion.length)
+    private func slice(of portion: Portion, _ checksums: SliceChecksums) -> (ByteRange, index: Int) {
+        let index = Int((position - portion.offset) / checksums.sliceSize)
+        let slice = checksums.range(ofSlice: index, length: portion.length)
         return (ByteRange(offset: portion.offset + slice.offset, count: slice.count), index)
     }
 
