@@ -37,6 +37,8 @@ public struct AgentError: Error, Hashable, Sendable, CustomStringConvertible {
         case noSpace
         /// The caller asked to stop.
         case interrupted
+        /// The host has begun anew with another epoch, whose instant is later.
+        case restarted
     }
 
     /// Whether a disk was full, here or under a bridge's unit.

@@ -1,5 +1,6 @@
 import Blocks
 import Glibc
+import Synchronization
 
 /// A private bridge: the same program as a child, on an ephemeral loopback port, with credentials that only it and we
 /// know. It ends when its standard input closes: with us, however we end.
@@ -7,7 +8,9 @@ public final class BridgeProcess: BridgeConnection, Sendable {
     private let initiator: Initiator
     private let child: Child
     private let notice: @Sendable (String) -> Void
+    private let isEnded = Atomic(false)
     public var copier: any ThirdPartyCopier { initiator }
+    public var isLost: Bool { !isEnded.load(ordering: .acquiring) && !initiator.isConnected }
 
     /// Starts it and logs in.
     /// - Parameter executable: started as `EXECUTABLE bridge --private --portal 127.0.0.1:0 --chap-file FILE
@@ -37,6 +40,7 @@ public final class BridgeProcess: BridgeConnection, Sendable {
     deinit { end() }
 
     public func end() {
+        isEnded.store(true, ordering: .releasing)
         initiator.close()
         child.stop()
         for warning in child.warnings() { notice(warning) }

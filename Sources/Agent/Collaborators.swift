@@ -2,6 +2,7 @@ import Blocks
 import HostControl
 import PhysicalCopy
 import SCSI
+import Synchronization
 import TableOfContents
 
 /// A line to one host's control socket; ``HostClient`` is it, tests record.
@@ -100,6 +101,8 @@ public struct PrivateUnit: Hashable, Sendable {
 /// A bridge that was reached: the session, and whether it is ours to end.
 public protocol BridgeConnection: AnyObject, Sendable {
     var copier: any ThirdPartyCopier { get }
+    /// Whether it is gone though nobody has ended it here, as far as is known.
+    var isLost: Bool { get }
     /// Ends the session, and a private bridge with it, so that its files are closed. May be called again.
     func end()
 }
@@ -131,6 +134,8 @@ public struct Collaborators: Sendable {
     public var runCommand: @Sendable (String, CancellationToken?) throws(AgentError) -> Void
     /// Starts what thaws these mount points and runs that command if this process ends before it is dismissed.
     public var startThawGuard: @Sendable ([String], String?) throws(AgentError) -> any ThawGuard
+    /// Nanoseconds between two checkpoints of a raw pass.
+    public var checkpointNanoseconds = UInt64(AgentLimits.checkpointSeconds * 1e9)
     /// What fills restored files from a copy's data.
     public var fileMover: @Sendable (RestoreSource, CancellationToken) throws(AgentError) -> any FileMover
     /// The file system that copies are made on.
@@ -178,13 +183,18 @@ public struct Collaborators: Sendable {
 /// A session with a bridge that somebody else runs.
 final class StandingBridge: BridgeConnection {
     private let initiator: Initiator
+    private let isEnded = Atomic(false)
     var copier: any ThirdPartyCopier { initiator }
+    var isLost: Bool { !isEnded.load(ordering: .acquiring) && !initiator.isConnected }
 
     init(_ address: BridgeAddress, cancellation: CancellationToken) throws(AgentError) {
         initiator = try Initiator(address) { cancellation.isCancelled }
     }
 
-    func end() { initiator.close() }
+    func end() {
+        isEnded.store(true, ordering: .releasing)
+        initiator.close()
+    }
 }
 
 /// Something that a sequence reports while it runs.
@@ -196,12 +206,17 @@ public struct SequenceProgress: Hashable, Sendable {
     public var total: UInt64
     /// How full the original image cache is, 0 to 1, where there is one.
     public var cacheFill: Double?
+    /// Seconds until it is full, if applications go on as in the last seconds; nil: it does not fill, or nobody knows.
+    public var secondsToFull: Double?
 
-    public init(phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil) {
+    public init(
+        phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil, secondsToFull: Double? = nil
+    ) {
         self.phase = phase
         self.done = done
         self.total = total
         self.cacheFill = cacheFill
+        self.secondsToFull = secondsToFull
     }
 }
 

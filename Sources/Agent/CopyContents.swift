@@ -13,7 +13,8 @@ extension CopySequence {
 
     /// Finds out what of the volume must be copied, if not all of it shall be.
     func readUse(_ member: CopyMember) throws(AgentError) {
-        guard request.usedOnly, let source = member.source, let copy = member.copy else { return }
+        guard request.usedOnly, member.used == nil, let source = member.source, let copy = member.copy
+        else { return }
         let block = UInt64(max(source.capacity.blockLength, copy.capacity.blockLength, 4096))
         let map = UsedMap(size: member.status.size)
         observer.progress(SequenceProgress(phase: "reading what is in use", done: 0, total: 0))
@@ -21,26 +22,46 @@ extension CopySequence {
             _ = try world.readVolume(address(member), member.status.size, .use, map, cancellation)
         } catch {
             // The snapshot goes away when its epoch does: then that is the reason.
-            _ = try member.checkEpoch()
+            try member.checkEpoch()
             throw error
         }
+        // What was read is of the epoch that is there now, or of none.
+        try member.checkEpoch()
         let used = RangeList(map.ranges(alignment: block))
         member.used = used
+        member.usedFile = try onCopy { () throws(CopyError) in try member.draft.noteUsed(used) }
+        member.checkpoints?.want(used.intersection(.whole(member.status.size)), member.usedFile)
         for doubt in map.doubts { observer.notice("\(member.status.source): all of \(doubt)") }
     }
 
-    /// Begins the table of contents, unless none is wanted.
+    /// Begins the table of contents, unless none is wanted, or there is one.
     func beginToc(_ member: CopyMember) {
-        guard request.wantsToc, let epoch = member.instituted else { return }
+        guard request.wantsToc, !member.isTocLeftOut, member.toc == nil, member.tocSummary == nil,
+            let epoch = member.instituted
+        else { return }
         let path = member.draft.path(of: TocDescription.fileName)
         let info = TocInfo(
             tool: request.tool, volume: member.status.volumeUUID.lowercased(),
             volumeSize: member.status.size, epoch: epoch.uuid.lowercased(), instant: epoch.institutedAt)
-        member.toc = TocTask { [world, address = address(member)] token, progress throws(AgentError) in
+        let task = TocTask { [world, address = address(member)] token, progress throws(AgentError) in
             try TocBuild.run(into: path, info: info, progress: progress) { sink throws(AgentError) in
                 try world.readVolume(address, info.volumeSize, .files, sink, token)
             }
         }
+        member.toc = task
+        member.checkpoints?.follow(task)
+    }
+
+    /// None will be built any more. It must not cost the copy.
+    func leaveOutToc(_ member: CopyMember, because reason: String) {
+        if request.wantsToc, !member.isTocLeftOut {
+            observer.notice(
+                "no table of contents of \(member.status.source): \(reason); "
+                    + "`outboard toc` builds one from the finished copy")
+        }
+        member.toc = nil
+        member.isTocLeftOut = true
+        member.checkpoints?.follow(nil)
     }
 
     /// Waits for the table of contents. It must not cost the copy: one that cannot be made, or that takes so long that
@@ -49,22 +70,25 @@ extension CopySequence {
         guard let toc = member.toc else { return }
         member.toc = nil
         do throws(AgentError) {
-            member.tocSummary = try toc.wait(cancellation) { counts throws(AgentError) in
-                let fill = try member.checkEpoch()
+            let summary = try toc.wait(cancellation) { counts throws(AgentError) in
+                let outlook = try member.checkEpoch()
                 observer.progress(
                     SequenceProgress(
-                        phase: "listing files (\(counts.names))", done: 0, total: 0, cacheFill: fill))
-                return fill < AgentLimits.tocCacheFill
+                        phase: "listing files (\(counts.names))", done: 0, total: 0, cacheFill: outlook.fill,
+                        secondsToFull: outlook.secondsToFull))
+                return outlook.fill < AgentLimits.tocCacheFill
             }
+            member.tocSummary = summary
+            // It is of the copy's instant only if that is in force still.
+            try member.checkEpoch()
             for failure in member.tocSummary?.failures ?? [] {
                 observer.notice("\(member.status.source): \(failure)")
             }
         } catch {
             try cancellation.check()
-            _ = try member.checkEpoch()
-            observer.notice(
-                "no table of contents of \(member.status.source): \(error); "
-                    + "`outboard toc` builds one from the finished copy")
+            if error.cause == .restarted { throw error }
+            try member.checkEpoch()
+            leaveOutToc(member, because: "\(error)")
         }
     }
 
@@ -108,6 +132,17 @@ final class TocTask: Sendable {
         }
     }
 
+    static let tooLong = AgentError(
+        .io, doing: "listing", to: "the files",
+        because: "it took so long that the original image cache was about to be full")
+
+    var isBuilt: Bool {
+        if case .success = result { true } else { false }
+    }
+
+    /// Nil: it is not over.
+    var result: Result<TocBuild.Summary, AgentError>? { state.withLock { $0.result } }
+
     /// Waits for its end.
     /// - Parameter watch: called every ``AgentLimits/watchNanoseconds``; false gives it up, and throwing does.
     func wait(
@@ -120,11 +155,7 @@ final class TocTask: Sendable {
             let progress = state.withLock { $0.progress }
             do throws(AgentError) {
                 try cancellation.check()
-                guard try watch(progress) else {
-                    throw AgentError(
-                        .io, doing: "listing", to: "the files",
-                        because: "it took so long that the original image cache was about to be full")
-                }
+                guard try watch(progress) else { throw Self.tooLong }
             } catch {
                 giveUp()
                 throw error

@@ -13,14 +13,19 @@ final class CopyMember {
     let draft: CopyDraft
     /// Set while an epoch of ours is to be ended or released.
     var epoch: EpochStatus?
-    /// The last epoch that was ours; for the manifest.
+    /// The epoch with which the copy began.
+    var begun: EpochStatus?
+    /// The epoch as of which the copy is made: that one, or one with which the host has begun anew since.
     var instituted: EpochStatus?
+    /// What is known of a copy that goes on; nil: it begins.
+    var resumed: ResumeRecord?
     var bridge: (any BridgeConnection)?
     var source: UnitDescription?
     var cache: UnitDescription?
     var copy: UnitDescription?
     /// The bridge's source unit was found to be the very file or device of the host.
     var isSourceProven = false
+    var isSourceChecked = false
     var marker: LogPosition?
     var copySeconds = 0.0
     /// Bytes that the bridge has copied, originals included.
@@ -28,8 +33,21 @@ final class CopyMember {
     /// The original image cache, bytes, as last seen.
     private(set) var cacheUsed: UInt64 = 0
     private(set) var cacheCapacity: UInt64
+    /// The host may have told somebody else of changes that are not in the account.
+    var changesMayBeLost = false
+    /// A pass was made over all that was wanted; and bytes that were copied again behind it.
+    var hasPassed = false
+    var copiedAgainBytes: UInt64 = 0
+    /// Keeps account of the raw pass; nil before it.
+    var checkpoints: Checkpoints?
+    /// Bytes of an earlier run that were not copied again.
+    var resumedBytes: UInt64 = 0
     /// What is to be copied; nil: all.
     var used: RangeList?
+    /// Of the record: the file that lists it.
+    var usedFile: ResumeRecord.File?
+    /// Nobody will build a table of contents any more.
+    var isTocLeftOut = false
     var toc: TocTask?
     var tocSummary: TocBuild.Summary?
 
@@ -67,13 +85,46 @@ final class CopyMember {
         try onCopy { () throws(CopyError) in try draft.makeData(size: workingSize(mode)) }
     }
 
+    /// What becomes of the original image cache.
+    struct Outlook: Hashable, Sendable {
+        /// How full it is, 0 to 1.
+        var fill: Double
+        /// Seconds until it is full, if it goes on so.
+        var secondsToFull: Double?
+    }
+
+    /// How often the host has begun anew under this copy.
+    var restarts: UInt64 { instituted?.restarts ?? 0 }
+
+    /// Takes an epoch that the host has given us.
+    func take(_ epoch: EpochStatus) {
+        self.epoch = epoch
+        begun = begun ?? epoch
+        instituted = epoch
+    }
+
     /// Asks whether the epoch is still whole.
-    /// - Returns: how full the cache is, 0 to 1.
-    func checkEpoch() throws(AgentError) -> Double {
+    /// - Throws: with the cause ``AgentError/Cause/restarted`` when the host has begun anew meanwhile.
+    @discardableResult
+    func checkEpoch() throws(AgentError) -> Outlook {
         let now = try line.status()
         note(now)
-        guard let epoch = instituted else { return 0 }
-        guard let current = now.epoch, current.uuid == epoch.uuid else {
+        guard let epoch = instituted else { return Outlook(fill: 0) }
+        let current = try current(in: now)
+        guard current.uuid == epoch.uuid else {
+            throw AgentError(
+                .tryAgain, doing: "copying", to: status.source,
+                because: "its original image cache was full, and the host has begun anew", cause: .restarted)
+        }
+        let fill = now.cacheCapacity == 0 ? 0 : Double(now.cacheUsed) / Double(now.cacheCapacity)
+        return Outlook(fill: fill, secondsToFull: now.secondsToFull)
+    }
+
+    /// The epoch that the copy can be made as of now: its own, or one with which the host has begun anew.
+    func current(in now: VolumeStatus) throws(AgentError) -> EpochStatus {
+        guard let epoch = instituted, let begun else { preconditionFailure("no epoch to look for") }
+        guard let current = now.epoch, current.uuid == epoch.uuid || current.restartedFrom == begun.uuid
+        else {
             throw AgentError(
                 .tryAgain, doing: "copying", to: status.source,
                 because: "the host does not know the copy's epoch any more; was it started anew?",
@@ -92,7 +143,7 @@ final class CopyMember {
                 because: "the host was started anew during the copy",
                 advice: "the copy was abandoned; run it again")
         }
-        return now.cacheCapacity == 0 ? 0 : Double(now.cacheUsed) / Double(now.cacheCapacity)
+        return current
     }
 
     private func note(_ now: VolumeStatus) {
@@ -131,9 +182,21 @@ final class CopyMember {
         }
     }
 
-    private func release(_ epoch: EpochStatus, by line: any HostLine) throws(AgentError) {
-        _ = try line.call(
-            CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid), timeout: AgentLimits.hostFlushSeconds
-        )
+    /// Releases the epoch, or the one with which the host has begun anew meanwhile.
+    func release(_ epoch: EpochStatus, by line: any HostLine) throws(AgentError) {
+        var epoch = epoch
+        while true {
+            do throws(AgentError) {
+                _ = try line.call(
+                    CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid),
+                    timeout: AgentLimits.hostFlushSeconds)
+                return
+            } catch {
+                guard error.cause == .control(.noSuchEpoch), let next = try line.status().epoch,
+                    next.uuid != epoch.uuid, next.restartedFrom == begun?.uuid, next.state != .released
+                else { throw error }
+                epoch = next
+            }
+        }
     }
 }

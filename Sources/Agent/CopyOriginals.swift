@@ -13,15 +13,21 @@ extension CopySequence {
         guard let epoch = member.epoch else { preconditionFailure("no epoch to end") }
         let parameters = EpochParameters(epoch: epoch.uuid)
         let marker: LogMarker
-        switch request.ending {
-        case .endedBeforeCacheCopy:
-            marker = try member.line.call(
-                SnapshotEndMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
-        case .endedAfterCacheCopy:
-            marker = try member.line.call(
-                SnapshotMarkMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        do throws(AgentError) {
+            switch request.ending {
+            case .endedBeforeCacheCopy:
+                marker = try member.line.call(
+                    SnapshotEndMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+            case .endedAfterCacheCopy:
+                marker = try member.line.call(
+                    SnapshotMarkMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+            }
+        } catch {
+            // It may be another one by now.
+            if error.cause == .control(.noSuchEpoch) { try member.checkEpoch() }
+            throw error
         }
-        guard marker.position <= member.status.cacheCapacity else {
+        guard marker.position <= (try member.line.status()).cacheCapacity else {
             throw AgentError(
                 .unavailable, doing: "asking the host at", to: member.line.path,
                 because: "its log's marker lies beyond the end of its cache",
@@ -55,11 +61,12 @@ extension CopySequence {
             }
             try have(
                 member, copied: [CopyRun(source: 0, destination: base, count: marker.position)],
-                from: cache, phase: "appending original images")
+                from: cache, phase: "appending original images"
+            ) { () throws(AgentError) in try member.checkEpoch() }
         }
         try onStore("flushing the copy at", copier.name) { () throws(StoreError) in try target.flush() }
         // What was copied while the epoch was open counts only if it is whole now.
-        _ = try member.checkEpoch()
+        try member.checkEpoch()
     }
 
     private func overlay(
@@ -85,7 +92,9 @@ extension CopySequence {
             CopyRun(source: $0.source, destination: $0.offset, count: $0.count.roundedUp(to: block))
         }
         if !runs.isEmpty {
-            try have(member, copied: runs, from: cache, phase: "overlaying original images")
+            try have(member, copied: runs, from: cache, phase: "overlaying original images") {
+                () throws(AgentError) in try member.checkEpoch()
+            }
         }
         for piece in originals.zeros {
             try cancellation.check()
@@ -127,13 +136,8 @@ extension CopySequence {
     /// The relation ends, if it has not, and the cache is needed no more.
     func finishEpoch(_ member: CopyMember) throws(AgentError) {
         guard let epoch = member.epoch else { preconditionFailure("no epoch to release") }
-        let parameters = EpochParameters(epoch: epoch.uuid)
-        if request.ending == .endedAfterCacheCopy {
-            _ = try member.line.call(
-                SnapshotEndMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
-        }
-        _ = try member.line.call(
-            CacheReleaseMethod.self, parameters, timeout: AgentLimits.hostFlushSeconds)
+        // An open one ends by it. The copy has all of it: what becomes of it now is nothing to it.
+        try member.release(epoch, by: member.line)
         member.epoch = nil
     }
 
@@ -171,7 +175,9 @@ extension CopySequence {
                 number: epoch.number, uuid: epoch.uuid, institutedAt: epoch.institutedAt,
                 ending: request.ending, logBytes: marker.position, batches: marker.sequence,
                 entries: marker.entries),
-            group: group, frozen: request.freeze, location: location, data: data, originals: originals)
+            group: group, frozen: member.resumed?.frozen ?? request.freeze, location: location, data: data,
+            originals: originals)
+        if member.restarts > 0 { manifest.epoch.restarts = member.restarts }
         manifest.usedBytes = member.used.map { min($0.total, member.status.size) }
         manifest.toc = try tocDescription(member)
         return manifest

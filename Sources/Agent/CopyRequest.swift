@@ -40,6 +40,8 @@ public struct CopyRequest: Sendable {
     public var usedOnly: Bool
     /// Make a table of contents.
     public var wantsToc: Bool
+    /// Go on with a copy to the same destination whose agent or bridge has died.
+    public var resumes = false
     /// The program's name and version, for the manifest.
     public var tool: String
 
@@ -107,4 +109,12 @@ public struct CopyOutcome: Codable, Hashable, Sendable {
     public var copySeconds: Double
     /// Nil: none was made.
     public var toc: TocBuild.Summary?
+    /// How often the cache was full and the host began anew, so that the instant became a later one; nil: never.
+    public var restarts: UInt64?
+    /// Of those: the instant with which the copy began, nanoseconds since 1970.
+    public var firstInstant: Int64?
+    /// Of those: bytes that were copied again.
+    public var copiedAgainBytes: UInt64?
+    /// Of a copy that went on: bytes that an earlier run had copied and this one did not copy again.
+    public var resumedBytes: UInt64?
 }

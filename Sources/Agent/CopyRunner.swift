@@ -27,6 +27,15 @@ struct Pacer {
     }
 }
 
+/// Who keeps account of what a runner's commands write. Called on any thread.
+protocol CommandAccount: AnyObject, Sendable {
+    /// A command is about to be sent.
+    /// - Parameter number: one that no other running command has.
+    func begin(_ number: UInt8, writing ranges: [ByteRange])
+    /// It has ended, and nothing of it runs on.
+    func end(_ number: UInt8, isDone: Bool)
+}
+
 /// Has a bridge execute a plan, with several EXTENDED COPY commands in flight.
 final class CopyRunner: Sendable {
     private struct State {
@@ -42,28 +51,31 @@ final class CopyRunner: Sendable {
     private let copier: any ThirdPartyCopier
     private let source: UnitDescription
     private let destination: UnitDescription
+    private let account: (any CommandAccount)?
     private let cancellation: CancellationToken
 
     private init(
         _ plan: CommandPlan, _ pacer: Pacer, from source: UnitDescription, to destination: UnitDescription,
-        by copier: any ThirdPartyCopier, _ cancellation: CancellationToken
+        by copier: any ThirdPartyCopier, _ account: (any CommandAccount)?, _ cancellation: CancellationToken
     ) {
         state = Monitor(State(plan: plan, pacer: pacer))
         self.copier = copier
         self.source = source
         self.destination = destination
+        self.account = account
         self.cancellation = cancellation
     }
 
     /// - Parameters:
     ///   - runs: whole blocks; none overlaps another on the destination, so that any order will do.
     ///   - rate: bytes a second at most.
+    ///   - account: told of each command.
     ///   - watch: called every ``AgentLimits/watchNanoseconds`` with the bytes done; may throw to stop.
     /// - Throws: the first failure, when nothing is in flight any more.
     static func run(
         _ runs: [CopyRun], from source: UnitDescription, to destination: UnitDescription,
-        by copier: any ThirdPartyCopier, rate: UInt64?, cancellation: CancellationToken,
-        watch: (UInt64) throws(AgentError) -> Void
+        by copier: any ThirdPartyCopier, rate: UInt64?, account: (any CommandAccount)? = nil,
+        cancellation: CancellationToken, watch: (UInt64) throws(AgentError) -> Void
     ) throws(AgentError) {
         let limits = try copier.planLimits(of: destination)
         let pacer = Pacer(rate: rate)
@@ -78,7 +90,8 @@ final class CopyRunner: Sendable {
                 because: "its copy manager has no segment type for these two units, or no room for one",
                 advice: "use another bridge, or none: the private one can")
         }
-        let runner = CopyRunner(plan, pacer, from: source, to: destination, by: copier, cancellation)
+        let runner = CopyRunner(
+            plan, pacer, from: source, to: destination, by: copier, account, cancellation)
         try runner.run(workers: min(AgentLimits.commandsInFlight, limits.commands), watch)
     }
 
@@ -137,9 +150,13 @@ final class CopyRunner: Sendable {
                     cscds: [try descriptor(of: source), try descriptor(of: destination)],
                     segments: command.segments)
                 defer { state.withLock { _ = $0.running.remove(listIdentifier) } }
+                account?.begin(listIdentifier, writing: command.destinations)
+                var isDone = false
+                defer { account?.end(listIdentifier, isDone: isDone) }
                 try copier.copy(to: destination, list) { [self] in
                     cancellation.isCancelled || state.withLock { $0.failure != nil }
                 }
+                isDone = true
                 state.withLock { $0.done += command.bytes }
             }
         } catch { fail(error) }

@@ -14,9 +14,9 @@ public final class CopySequence {
     let world: Collaborators
     let cancellation: CancellationToken
     let observer: SequenceRecord
+    private(set) var members: [CopyMember] = []
     /// All epochs are there, as of one instant: what fails from here on was a copy.
-    private var isInstituted = false
-    private var members: [CopyMember] = []
+    private(set) var isInstituted = false
     private var groupDirectory = GroupDirectory()
     private let started = MonotonicClock.now
 
@@ -40,9 +40,20 @@ public final class CopySequence {
         } catch {
             // What a session that was cut off makes fail is no failure of its own.
             let isConsequence = error.status == .io || error.status == .unavailable
-            let failure =
-                cancellation.isCancelled && isConsequence ? CancellationToken.interrupted : error
-            cleanUp(after: failure)
+            var failure =
+                cancellation.isCancelled && isConsequence
+                ? CancellationToken.interrupted : naming(lostBridge: error)
+            if canGoOn(after: failure) {
+                failure.advice =
+                    "what was copied is kept, and the epoch stays open: the same command with --resume goes on, "
+                    + "without it copies anew"
+                keepAll()
+            } else if request.resumes, !isInstituted {
+                // As it was before.
+                keepAll()
+            } else {
+                cleanUp(after: failure)
+            }
             throw failure
         }
     }
@@ -51,19 +62,15 @@ public final class CopySequence {
         try prepare()
         let quiescence = Quiescence(
             request: request, world: world, cancellation: cancellation, observer: observer)
-        observer.enter("instituting")
-        try quiescence.institute(members)
+        if request.resumes {
+            observer.enter("adopting the epoch")
+            for member in members { try adopt(member) }
+        } else {
+            observer.enter("instituting")
+            try quiescence.institute(members)
+        }
         isInstituted = true
-        observer.enter("checking the source")
-        for member in members { try checkSource(member) }
-        for member in members { try readUse(member) }
-        for member in members { beginToc(member) }
-        for member in members { try naming(member) { () throws(AgentError) in try copyRaw(member) } }
-        for member in members { try checkCopy(member) }
-        for member in members { try finishToc(member) }
-        observer.enter("ending the epoch")
-        for member in members { try endOrMark(member) }
-        for member in members { try naming(member) { () throws(AgentError) in try copyOriginals(member) } }
+        while try !isCopied() {}
         for member in members { try finishEpoch(member) }
         let group =
             members.count > 1
@@ -75,6 +82,31 @@ public final class CopySequence {
         let drafts = zip(members, manifests).map { (draft: $0.draft, manifest: $1) }
         try onCopy { () throws(CopyError) in try CopyDraft.commit(drafts) }
         return zip(members, manifests).map { outcome($0, $1) }
+    }
+
+    /// Copies all members as of the epochs in force.
+    /// - Returns: false when the host has begun anew meanwhile: what is there is followed, and the rest is to be done.
+    private func isCopied() throws(AgentError) -> Bool {
+        do throws(AgentError) {
+            observer.enter("checking the source")
+            for member in members { try checkSource(member) }
+            for member in members { try readUse(member) }
+            for member in members { beginToc(member) }
+            for member in members { try openAccount(member) }
+            for member in members { try naming(member) { () throws(AgentError) in try copyRaw(member) } }
+            for member in members { try checkCopy(member) }
+            for member in members { try finishToc(member) }
+            observer.enter("ending the epoch")
+            for member in members { try endOrMark(member) }
+            for member in members {
+                try naming(member) { () throws(AgentError) in try copyOriginals(member) }
+            }
+            return true
+        } catch {
+            guard error.cause == .restarted else { throw error }
+            for member in members { try follow(member) }
+            return false
+        }
     }
 
     private func cleanUp(after failure: AgentError) {
@@ -136,6 +168,10 @@ public final class CopySequence {
                 throw AgentError(
                     .usage, doing: "copying", to: wanted.control, because: "the same volume was named twice")
             }
+            if request.resumes {
+                members.append(try takeUp(wanted, line, status))
+                continue
+            }
             try clearTheWay(line, status)
             let draft = try onCopy { () throws(CopyError) in
                 try CopyDraft(
@@ -143,7 +179,10 @@ public final class CopySequence {
             }
             members.append(CopyMember(line: line, status: status, draft: draft))
         }
-        try FreezeCheck(members: members, fileSystems: world.fileSystems).run(request.freeze)
+        if !request.resumes {
+            try FreezeCheck(members: members, fileSystems: world.fileSystems).run(request.freeze)
+        }
+        try requireOneInstant()
         for member in members {
             try cancellation.check()
             try connectBridge(member)
@@ -176,13 +215,8 @@ public final class CopySequence {
         switch request.bridge {
         case .privateOne:
             numbers = (0, 1, 2)
-            try member.makeDataFile(request.mode)
-            bridge = try world.startPrivateBridge(
-                [
-                    PrivateUnit(0, member.status.source, isReadOnly: true),
-                    PrivateUnit(1, member.status.cache, isReadOnly: true),
-                    PrivateUnit(2, member.draft.path(of: DataLocation.usualName), isReadOnly: false),
-                ], cancellation)
+            if member.resumed == nil { try member.makeDataFile(request.mode) }
+            bridge = try startPrivateBridge(member)
         case .standing(let address, let source, let cache, let copy):
             numbers = (source, cache, copy)
             bridge = try world.connectBridge(address, cancellation)
@@ -196,11 +230,31 @@ public final class CopySequence {
             let check = DestinationCheck(
                 status: member.status, bridge: bridge.copier.name, copy: copy,
                 store: try bridge.copier.store(of: copy, isCancelled: isCancelled))
-            try check.run(others: [source, cache], force: request.force, cancellation)
+            // What is there is ours where the copy goes on.
+            try check.run(
+                others: [source, cache], force: request.force || member.resumed != nil, cancellation)
         }
         member.source = source
         member.cache = cache
         member.copy = copy
+    }
+
+    /// Where a copy goes on, the bridge of the one that died may be on its way out, and has the copy's file meanwhile.
+    private func startPrivateBridge(_ member: CopyMember) throws(AgentError) -> any BridgeConnection {
+        let units = [
+            PrivateUnit(0, member.status.source, isReadOnly: true),
+            PrivateUnit(1, member.status.cache, isReadOnly: true),
+            PrivateUnit(2, member.draft.path(of: DataLocation.usualName), isReadOnly: false),
+        ]
+        let deadline = MonotonicClock.now &+ UInt64(AgentLimits.oldBridgeSeconds * 1e9)
+        while true {
+            do throws(AgentError) { return try world.startPrivateBridge(units, cancellation) } catch {
+                guard member.resumed != nil, error.status == .tryAgain, error.cause != .interrupted,
+                    MonotonicClock.now < deadline
+                else { throw error }
+                try cancellation.pause(nanoseconds: AgentLimits.watchNanoseconds)
+            }
+        }
     }
 
     private func checkUnits(
@@ -240,6 +294,7 @@ public final class CopySequence {
     // MARK: The raw pass
 
     private func checkSource(_ member: CopyMember) throws(AgentError) {
+        guard !member.isSourceChecked else { return }
         guard let copier = member.bridge?.copier, let source = member.source, let cache = member.cache else {
             preconditionFailure("a member without a bridge")
         }
@@ -248,6 +303,7 @@ public final class CopySequence {
                 (source, cache), source: try copier.store(of: source, isCancelled: isCancelled),
                 cache: try copier.store(of: cache, isCancelled: isCancelled), localCache: localCache)
         }
+        member.isSourceChecked = true
     }
 
     private func checkCopy(_ member: CopyMember) throws(AgentError) {
@@ -270,42 +326,17 @@ public final class CopySequence {
             try body(check, try world.openStore(member.status.cache, false))
         } catch {
             // The snapshot goes away when its epoch does: then that is the reason, not what was read.
-            if error.status != .tryAgain { _ = try member.checkEpoch() }
+            if error.status != .tryAgain { try member.checkEpoch() }
             throw error
         }
     }
 
-    private func copyRaw(_ member: CopyMember) throws(AgentError) {
-        let begun = MonotonicClock.now
-        guard let source = member.source, let copy = member.copy else { preconditionFailure() }
-        let block = UInt64(max(source.capacity.blockLength, copy.capacity.blockLength))
-        let whole = ByteRange(offset: 0, count: member.status.size)
-        let runs = (member.used?.ranges ?? [whole]).map {
-            CopyRun(source: $0.offset, destination: $0.offset, count: $0.count.roundedUp(to: block))
-        }
-        try have(member, copied: runs, from: source, phase: "copying")
-        try clearUnused(member)
-        member.copySeconds = Double(MonotonicClock.now &- begun) / 1e9
-    }
-
-    /// What is not copied reads as zeros: a new file does so by itself, a standing bridge's unit has what was there.
-    private func clearUnused(_ member: CopyMember) throws(AgentError) {
-        guard let used = member.used, request.bridge != .privateOne, let copy = member.copy,
-            let copier = member.bridge?.copier
-        else { return }
-        let store = try copier.store(of: copy, isCancelled: isCancelled)
-        for range in used.complement(upTo: member.status.size) {
-            _ = try member.checkEpoch()
-            try cancellation.check()
-            try onStore("clearing what is not in use at", copier.name) { () throws(StoreError) in
-                try store.writeZeroes(range, options: [])
-            }
-        }
-    }
-
     /// Has runs copied onto the copy unit and watches the epoch meanwhile.
+    /// - Parameter watch: looks at it, now and then.
     func have(
-        _ member: CopyMember, copied runs: [CopyRun], from source: UnitDescription, phase: String
+        _ member: CopyMember, copied runs: [CopyRun], from source: UnitDescription,
+        account: (any CommandAccount)? = nil, phase: String,
+        watch: () throws(AgentError) -> CopyMember.Outlook
     ) throws(AgentError) {
         guard let copier = member.bridge?.copier, let copy = member.copy else { preconditionFailure() }
         let total = runs.reduce(0) { $0 + $1.count }
@@ -313,18 +344,20 @@ public final class CopySequence {
         observer.progress(SequenceProgress(phase: phase, done: 0, total: total))
         do throws(AgentError) {
             try CopyRunner.run(
-                runs, from: source, to: copy, by: copier, rate: request.maximumRate,
+                runs, from: source, to: copy, by: copier, rate: request.maximumRate, account: account,
                 cancellation: cancellation
             ) { done throws(AgentError) in
                 member.copiedBytes = before + done
-                let fill = try member.checkEpoch()
+                let outlook = try watch()
                 observer.progress(
-                    SequenceProgress(phase: phase, done: done, total: total, cacheFill: fill))
+                    SequenceProgress(
+                        phase: phase, done: done, total: total, cacheFill: outlook.fill,
+                        secondsToFull: outlook.secondsToFull))
             }
         } catch {
             // A source that went away with its host, or an epoch that became void, says more than the
             // command that failed by it.
-            if error.status != .tryAgain { _ = try member.checkEpoch() }
+            if error.status != .tryAgain { try member.checkEpoch() }
             throw error
         }
     }
@@ -348,6 +381,9 @@ public final class CopySequence {
             usedBytes: manifest.usedBytes,
             originals: manifest.epoch.entries, originalBytes: manifest.epoch.logBytes,
             seconds: Double(MonotonicClock.now &- started) / 1e9, copySeconds: member.copySeconds,
-            toc: member.tocSummary)
+            toc: member.tocSummary, restarts: manifest.epoch.restarts,
+            firstInstant: manifest.epoch.restarts.flatMap { _ in member.begun?.institutedAt },
+            copiedAgainBytes: manifest.epoch.restarts.map { _ in member.copiedAgainBytes },
+            resumedBytes: member.resumed.map { _ in member.resumedBytes })
     }
 }

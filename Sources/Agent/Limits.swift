@@ -34,6 +34,10 @@ public enum AgentLimits {
     public static let samples = 64
     public static let samplesUnproven = 1_024
     public static let sampleBytes: UInt64 = 64 << 10
+    /// Seconds between two checkpoints of a raw pass: so much of it is copied again at most when a bridge or an agent has died.
+    public static let checkpointSeconds = 5.0
+    /// Seconds that a copy that goes on waits for the bridge of the one that died to let go of its files.
+    public static let oldBridgeSeconds = 15.0
     /// Nanoseconds between two looks at the host while data are copied.
     public static let watchNanoseconds: UInt64 = 500_000_000
     /// Of a restore of files: files that are filled together (each takes up to three descriptors meanwhile), and pieces

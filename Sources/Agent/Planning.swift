@@ -56,6 +56,8 @@ public struct CopyRun: Hashable, Sendable {
 /// The segments of one EXTENDED COPY.
 public struct PlannedCommand: Hashable, Sendable {
     public var segments: [SegmentDescriptor]
+    /// Bytes of the destination that they write, segment by segment.
+    public var destinations: [ByteRange]
     public var bytes: UInt64
 }
 
@@ -100,7 +102,7 @@ public struct CommandPlan: Sequence, IteratorProtocol, Sendable {
     }
 
     public mutating func next() -> PlannedCommand? {
-        var command = PlannedCommand(segments: [], bytes: 0)
+        var command = PlannedCommand(segments: [], destinations: [], bytes: 0)
         while current < runs.count, command.segments.count < segmentsPerCommand {
             let count = Swift.min(runs[current].count, segmentBytes, commandBytes - command.bytes)
             if count == 0 {
@@ -109,6 +111,7 @@ public struct CommandPlan: Sequence, IteratorProtocol, Sendable {
                 continue
             }
             command.segments.append(segment(runs[current], count))
+            command.destinations.append(ByteRange(offset: runs[current].destination, count: count))
             command.bytes += count
             runs[current].source += count
             runs[current].destination += count

@@ -41,8 +41,7 @@ struct Quiescence {
                 try cancellation.check()
                 let epoch = try member.line.call(
                     SnapshotBeginMethod.self, Empty(), timeout: AgentLimits.hostFlushSeconds)
-                member.epoch = epoch
-                member.instituted = epoch
+                member.take(epoch)
             }
             // All stood still from before the first to after the last: that is the instant of each.
             if let instant = members.compactMap({ $0.instituted?.institutedAt }).max() {

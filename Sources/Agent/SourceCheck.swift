@@ -76,15 +76,17 @@ struct SourceCheck {
             let found = try onStore(reading, bridge) { () throws(StoreError) in
                 try theirs.bytes(at: place.offset, count: Int(place.count))
             }
-            let ours = try onStore("reading the logical snapshot of", member.status.source) {
-                () throws(StoreError) in try snapshot.bytes(at: place.offset, count: Int(place.count))
-            }
-            guard found != ours else { continue }
-            for chunk in geometry.chunks(touching: place) {
-                guard let part = geometry.range(of: chunk).intersection(place) else { continue }
-                for piece in wanted.map({ Array($0.parts(of: part)) }) ?? [part] {
-                    let range = Int(piece.offset - place.offset)..<Int(piece.end - place.offset)
-                    if found[range] != ours[range] { differing.insert(chunk) }
+            for (part, ours) in try snapshotParts(of: place, geometry) {
+                let start = Int(part.offset - place.offset)
+                guard found[start..<start + ours.count] != ours[...] else { continue }
+                for chunk in geometry.chunks(touching: part) {
+                    guard let part = geometry.range(of: chunk).intersection(part) else { continue }
+                    for piece in wanted.map({ Array($0.parts(of: part)) }) ?? [part] {
+                        let range = Int(piece.offset - place.offset)..<Int(piece.end - place.offset)
+                        if found[range] != ours[range.lowerBound - start..<range.upperBound - start] {
+                            differing.insert(chunk)
+                        }
+                    }
                 }
             }
         }
@@ -92,6 +94,32 @@ struct SourceCheck {
         // What the applications have overwritten since the instant differs rightly. Its original was in the log
         // before the new bytes came onto the source, so it is in the log that is read now.
         return differing.subtracting(try preservedChunks(localCache)).min().map { $0 * geometry.chunkSize }
+    }
+
+    /// The logical snapshot at a place, as far as it has it still: chunks that the copy has passed and that were overwritten then
+    /// can be compared with nothing.
+    private func snapshotParts(
+        of place: ByteRange, _ geometry: ChunkGeometry
+    ) throws(AgentError) -> [(ByteRange, [UInt8])] {
+        if let bytes = try snapshotBytes(place) { return [(place, bytes)] }
+        // It has none any more when its epoch is over.
+        try member.checkEpoch()
+        var parts: [(ByteRange, [UInt8])] = []
+        for chunk in geometry.chunks(touching: place) {
+            guard let part = geometry.range(of: chunk).intersection(place) else { continue }
+            if let bytes = try snapshotBytes(part) { parts.append((part, bytes)) }
+        }
+        return parts
+    }
+
+    /// Nil: some of it is gone.
+    private func snapshotBytes(_ range: ByteRange) throws(AgentError) -> [UInt8]? {
+        do throws(StoreError) { return try snapshot.bytes(at: range.offset, count: Int(range.count)) } catch {
+            guard error.code == .gone else {
+                throw AgentError(error, doing: "reading the logical snapshot of", to: member.status.source)
+            }
+            return nil
+        }
     }
 
     private func geometry() throws(AgentError) -> ChunkGeometry {

@@ -12,11 +12,11 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     private let replacesCopies: Bool
     /// Whether something that is there will be, once that is known.
     private var isReplacing = false
-    private let place: CopyPlace
-    private var lock: DirectoryLock?
+    let place: CopyPlace
+    var lock: DirectoryLock?
     /// Tests put calls here that lack what some file systems lack.
     var files: Files
-    private var isOver = false
+    var isOver = false
 
     /// Makes the temporary directory, and clears away those that dead processes left of the same copy.
     /// - Parameters:
@@ -59,6 +59,16 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         }
     }
 
+    /// One that is there already, and locked.
+    init(_ place: CopyPlace, _ directory: String, replacing: Bool, _ lock: DirectoryLock, _ files: Files) {
+        self.place = place
+        self.files = files
+        self.directory = directory
+        self.lock = lock
+        destination = place.destination
+        replacesCopies = replacing
+    }
+
     deinit {
         // An error here has no reader; the next copy to this name clears the rest away.
         if !isOver { try? files.removeFlat(directory) }
@@ -75,7 +85,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     }
 
     /// The temporary directory, as long as it is one.
-    private var descriptor: Int32 {
+    var descriptor: Int32 {
         guard let lock else { preconditionFailure("the copy is finished") }
         return lock.descriptor
     }
@@ -158,6 +168,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     /// Writes the manifest and flushes everything.
     private func seal(_ manifest: [UInt8]) throws(CopyError) {
         precondition(!isOver, "a copy is committed once")
+        try forgetRecord()
         for name in try files.names(inDirectory: descriptor, action) {
             try files.synchronizeFile(name, in: descriptor)
         }

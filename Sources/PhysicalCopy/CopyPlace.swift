@@ -98,13 +98,21 @@ struct CopyPlace {
         }
     }
 
+    /// The temporary directories of copies to here.
+    func drafts() throws(CopyError) -> [String] {
+        guard try files.kind(of: parent, action) != nil else { return [] }
+        var drafts: [String] = []
+        for name in try files.names(in: parent, action) where name.hasPrefix(draftPrefix) {
+            let path = beside(name)
+            // A restore that makes a file of that name has such a temporary file, which is its own.
+            if try files.kind(of: path, action) == S_IFDIR { drafts.append(path) }
+        }
+        return drafts
+    }
+
     /// Clears away what dead processes left of the same copy.
     func clearLeftovers() throws(CopyError) {
-        guard try files.kind(of: parent, action) != nil else { return }
-        for leftover in try files.names(in: parent, action) where leftover.hasPrefix(draftPrefix) {
-            let path = beside(leftover)
-            // A restore that makes a file of that name has such a temporary file, which is its own.
-            guard try files.kind(of: path, action) == S_IFDIR else { continue }
+        for path in try drafts() {
             // Locked: its maker lives. Not locked: its maker is dead, and nobody will finish it.
             if let lock = try DirectoryLock(path, exclusive: true, files: files, action) {
                 defer { withExtendedLifetime(lock) {} }

@@ -28,6 +28,12 @@ public enum CopyLimits {
     public static let attachSeconds: UInt64 = 600
     /// The chunk sizes that a manifest may name, bytes; powers of two.
     public static let chunkSizes: ClosedRange<UInt64> = 4_096...(1 << 20)
+    /// Bytes of a `resume.json`; a longer one is not read.
+    public static let resumeBytes = 2 << 20
+    /// Extents that one lists.
+    public static let resumeExtents = 16_384
+    /// Bytes of the list of what is copied where that is not all.
+    public static let usedBytes = 64 << 20
     /// The largest volume that a manifest may name, bytes.
     public static let volumeBytes: UInt64 = 1 << 60
 }

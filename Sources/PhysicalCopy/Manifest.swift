@@ -124,6 +124,9 @@ public struct EpochDescription: Codable, Hashable, Sendable {
     public var batches: UInt64
     /// Originals in it.
     public var entries: UInt64
+    /// How often the cache had been full by then and the host had begun anew: the instant is that of the last time, and epochs as
+    /// many came before this one. Nil: never.
+    public var restarts: UInt64?
 
     public init(
         number: UInt64, uuid: String, institutedAt: Int64, ending: Ending, logBytes: UInt64,

@@ -28,12 +28,9 @@ extension Manifest {
 
     /// What the checksum cannot say: that the numbers fit together, so that nobody behind traps on them.
     fileprivate func validate() throws(Malformed) {
-        let chunk = volume.chunkSize
-        guard CopyLimits.chunkSizes.contains(chunk), chunk & (chunk - 1) == 0 else {
-            throw Malformed(reason: "the chunk size \(chunk) is not one")
-        }
-        guard (1...CopyLimits.volumeBytes).contains(volume.size) else {
-            throw Malformed(reason: "the volume size \(volume.size) is out of bounds")
+        guard volume.isPossible else {
+            throw Malformed(
+                reason: "volume size \(volume.size) or chunk size \(volume.chunkSize) is impossible")
         }
         guard data.offset == 0, data.length == volume.size else {
             throw Malformed(reason: "the data portion is not the volume's size")
@@ -66,6 +63,11 @@ extension Manifest {
                 throw Malformed(reason: "\"\(file.name)\" is no name of a file of checksums")
             }
         default: throw Malformed(reason: "the data portion's checksums are not where its version has them")
+        }
+        if let restarts = epoch.restarts {
+            guard restarts > 0, restarts < epoch.number, group == nil else {
+                throw Malformed(reason: "\(restarts) restarts are not those of epoch \(epoch.number)")
+            }
         }
         if let usedBytes, usedBytes > volume.size {
             throw Malformed(reason: "more bytes are said to be in use than the volume has")

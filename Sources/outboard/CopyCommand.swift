@@ -23,6 +23,18 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             ISO 9660, one with a feature that is not known, an XFS whose log cannot be replayed in memory (--freeze \
             empties it), or NTFS, FAT and exFAT that were not unmounted.
 
+            While the volume is copied, what is copied is flushed every few seconds and noted in the draft. The host then \
+            keeps no originals of it any more, so that less cache is needed; not before the table of contents is \
+            there, which needs them. When the bridge dies, the copy stops with exit status 69 and keeps the draft and the \
+            epoch; when this process dies, they stay likewise. The same command with --resume goes on from there as long as \
+            the host runs and its cache is not full, and reads nothing again that was flushed. Without --resume the next \
+            copy releases the epoch, clears the draft, and begins anew.
+
+            When the cache becomes full, the copy is abandoned with exit status 75, unless the host's policy is \
+            restart-from: then the host begins anew, what was overwritten is copied again, and the copy is as of that \
+            later instant, which is told. That goes for one volume; of several, which must have one instant, the copies are \
+            abandoned.
+
             The copy is a directory: manifest.json, data.img, toc.sqlite. Nothing has its final name before it is \
             complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
             exit status 75. A third signal ends at once, but never while applications stand still.
@@ -37,16 +49,18 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
 
             EXAMPLES:
                 outboard copy --host data.ctl --to /backup/monday --freeze /srv/data
+                outboard copy --host data.ctl --to /backup/monday --freeze /srv/data --resume
                 outboard copy --host data.ctl --host log.ctl --to /backup/both
                 outboard copy --host data.ctl --to monday --chap-file chap \\
                     --bridge iscsi://backup:3260/iqn.2026-01.net.example:b \\
                     --source-unit 0 --cache-unit 1 --copy-unit 2
 
             EXIT STATUS: 0 done; 64 usage; 65 what the bridge copied is not the source; 66 a unit is missing or \
-            another volume's; 69 host or bridge unreachable; 73 --to exists, cannot be made or is too small, or \
+            another volume's, or there is nothing to resume; 69 host or bridge unreachable, or the bridge died: \
+            --resume goes on where that is said; 73 --to exists, cannot be made or is too small, or \
             its disk is full; 74 input/output error, or the command of \
             --pre-freeze or --post-thaw failed; 75 abandoned: the cache was full, a \
-            signal came, or another copy of the volume runs; 77 not permitted, wrong credentials, or a \
+            signal came, another copy of the volume runs, or what is to be resumed has lost its epoch; 77 not permitted, wrong credentials, or a \
             read-only unit.
             """)
 
@@ -124,6 +138,12 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
     @Flag(help: "Replace a copy at --to, once the new one is complete; overwrite what is on --copy-unit.")
     var force = false
 
+    @Flag(
+        help: ArgumentHelp(
+            "Go on with a copy to --to that was cut off. Give the options that it was begun with; --freeze, --pre-freeze "
+                + "and --post-thaw have done their work, and are not done again."))
+    var resume = false
+
     @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
@@ -146,13 +166,15 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
     private struct Output: Encodable { var copies: [CopyOutcome] }
 
     func run() async throws {
-        let request = CopyRequest(
+        var request = CopyRequest(
             members: try CopyRequest.members(controls: host, directory: to), mode: mode, ending: end.ending,
             bridge: try chosenBridge(), freeze: freeze.map(absolutePath), preFreeze: preFreeze,
             postThaw: postThaw,
             maximumRate: maxRate?.bytes, force: force, usedOnly: usedOnly, wantsToc: !noToc,
             tool: "outboard \(toolVersion)")
-        let outcomes = try await Sequences.run("copy") { world, cancellation, observer throws(AgentError) in
+        request.resumes = resume
+        let outcomes = try await Sequences.run("copy") {
+            [request] world, cancellation, observer throws(AgentError) in
             try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
         }
         if json { return try Console.print(json: Output(copies: outcomes)) }
@@ -164,6 +186,15 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
                     + "(\(Self.rate(outcome.bytes, outcome.copySeconds))), all in \(Self.seconds(outcome.seconds)); "
                     + "\(outcome.originals) originals, \(ByteCount(outcome.originalBytes).rounded); "
                     + "the host's gate was closed for \(Self.milliseconds(outcome.gateNanoseconds))")
+            if let resumed = outcome.resumedBytes {
+                Console.print("  resumed: \(ByteCount(resumed).rounded) were on the copy already")
+            }
+            if let restarts = outcome.restarts, let first = outcome.firstInstant {
+                Console.print(
+                    "  the cache was full \(restarts == 1 ? "once" : "\(restarts) times"), so the copy is not as of "
+                        + "\(ShowCommand.time(first)), when it began; "
+                        + "\(ByteCount(outcome.copiedAgainBytes ?? 0).rounded) were copied again")
+            }
             if let used = outcome.usedBytes {
                 Console.print("  in use, and copied: \(ByteCount(used).rounded)")
             }

@@ -22,7 +22,10 @@ final class ProgressBar: Sendable {
     /// - Parameters:
     ///   - total: bytes; 0 when unknown.
     ///   - cacheFill: 0 to 1, where there is a cache.
-    func update(phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil) {
+    ///   - secondsToFull: until it is full, where that is known.
+    func update(
+        phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil, secondsToFull: Double? = nil
+    ) {
         guard isActive else { return }
         let now = MonotonicClock.now
         let line: String? = state.withLock { state in
@@ -36,7 +39,8 @@ final class ProgressBar: Sendable {
             state.isOnScreen = true
             let seconds = Double(now - state.phaseStart) / 1e9
             return Self.line(
-                phase: phase, done: done, total: total, seconds: seconds, cacheFill: cacheFill)
+                phase: phase, done: done, total: total, seconds: seconds, cacheFill: cacheFill,
+                secondsToFull: secondsToFull)
         }
         if let line { Console.write("\r\u{1B}[K" + line, to: STDERR_FILENO) }
     }
@@ -51,7 +55,8 @@ final class ProgressBar: Sendable {
     }
 
     static func line(
-        phase: String, done: UInt64, total: UInt64, seconds: Double, cacheFill: Double?
+        phase: String, done: UInt64, total: UInt64, seconds: Double, cacheFill: Double?,
+        secondsToFull: Double? = nil
     ) -> String {
         var parts = [phase]
         let fraction = total > 0 ? min(1, Double(done) / Double(total)) : 0
@@ -67,7 +72,10 @@ final class ProgressBar: Sendable {
             parts.append(ByteCount(UInt64(rate)).rounded + "/s")
             if total > done { parts.append("ETA " + duration((Double(total - done) / rate).rounded(.up))) }
         }
-        if let cacheFill { parts.append("cache \(Int(min(max(cacheFill, 0), 1) * 100))%") }
+        if let cacheFill {
+            let forecast = secondsToFull.map { ", full in \(duration(max($0, 0).rounded()))" }
+            parts.append("cache \(Int(min(max(cacheFill, 0), 1) * 100))%" + (forecast ?? ""))
+        }
         return parts.joined(separator: " ")
     }
 

@@ -151,7 +151,8 @@ private final class TerminalObserver: SequenceObserver {
     func progress(_ progress: SequenceProgress) {
         enter(progress.phase)
         bar.update(
-            phase: progress.phase, done: progress.done, total: progress.total, cacheFill: progress.cacheFill)
+            phase: progress.phase, done: progress.done, total: progress.total, cacheFill: progress.cacheFill,
+            secondsToFull: progress.secondsToFull)
     }
 
     private func enter(_ name: String) {

@@ -48,6 +48,9 @@ struct ShowCommand: ParsableCommand {
             ("relation ended", Self.text(manifest.epoch.ending)),
             ("data", Self.text(copy.dataLocation)),
         ]
+        if let restarts = manifest.epoch.restarts {
+            rows.append(("cache was full", "\(restarts) times: the instant is that of the last"))
+        }
         if !manifest.frozen.isEmpty { rows.append(("frozen", manifest.frozen.joined(separator: ", "))) }
         if let group = manifest.group { rows.append(("group", "\(group.uuid), \(group.members) volumes")) }
         Self.print(rows)

@@ -27,6 +27,7 @@ final class LocalWorld: Sendable {
         var volumes: [String: LocalVolume] = [:]
         var notices: [String] = []
         var dismissals = 0
+        var checkpointNanoseconds: UInt64 = 0
         var restoreFreezeSeconds = AgentLimits.restoreFreezeSeconds
         /// What readers say of every volume.
         var contents: [VolumeRecord] = []
@@ -116,6 +117,7 @@ final class LocalWorld: Sendable {
         world.fileSystems = { [self] path throws(AgentError) in
             state.withLock { [$0.fileSystems[path] ?? UInt64(path.hash.magnitude) | 1 << 63] }
         }
+        world.checkpointNanoseconds = state.withLock { $0.checkpointNanoseconds }
         world.restoreFreezeSeconds = state.withLock { $0.restoreFreezeSeconds }
         world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }
         return world
@@ -143,6 +145,7 @@ final class LocalWorld: Sendable {
         change(&oddities)
         var world = collaborators()
         world.startPrivateBridge = { [self, oddities] units, _ throws(AgentError) in
+            try record("bridge")
             let replaced = units.map { unit in
                 var unit = unit
                 unit.path = oddities.replace[unit.number] ?? unit.path
@@ -204,8 +207,11 @@ final class LocalVolume: Sendable {
         self.size = size
         sourcePath = world.path("\(name).source")
         cachePath = world.path("\(name).cache")
-        var random = SeededGenerator(seed: seed)
-        let bytes = (0..<size).map { $0 / 8192 % 4 == 0 ? 0 : UInt8.random(in: 0...255, using: &random) }
+        var bytes = seededBytes(size, seed: seed)
+        for start in stride(from: 0, to: size, by: 32768) {
+            let end = min(start + 8192, size)
+            bytes.replaceSubrange(start..<end, with: repeatElement(0, count: end - start))
+        }
         try Data(bytes).write(to: URL(fileURLWithPath: sourcePath))
         try Data(count: cache).write(to: URL(fileURLWithPath: cachePath))
         volume = try CopyOnWriteVolume(
@@ -284,6 +290,10 @@ final class LocalLine: HostLine {
         case (CacheReleaseMethod.name, let epoch as EpochParameters):
             try volume.release(epoch: UUID(uuidString: epoch.epoch)!)
             return Empty()
+        case (SnapshotAdoptMethod.name, let epoch as EpochParameters):
+            return try volume.adopt(epoch: UUID(uuidString: epoch.epoch)!, holder: holder)
+        case (SnapshotPassedMethod.name, _), (SnapshotChangesMethod.name, _):
+            throw ControlError(.methodNotFound, method)
         case (SnapshotBeginMethod.name, _): return try volume.begin(holder: holder)
         case (VolumeThawMethod.name, _):
             return VolumeThawMethod.Result(wasFrozen: try volume.thaw(by: holder))
@@ -302,6 +312,7 @@ final class LocalBridge: BridgeConnection {
     private let world: LocalWorld
     private let isOver = Monitor(false)
     var copier: any ThirdPartyCopier { initiator }
+    var isLost: Bool { !isOver.withLock { $0 } && !initiator.isConnected }
 
     init(_ units: [PrivateUnit], _ world: LocalWorld) throws(AgentError) {
         self.world = world
@@ -329,6 +340,9 @@ final class LocalBridge: BridgeConnection {
         }
         initiator = try Initiator(BridgeAddress(host: "127.0.0.1", port: target.port, targetName: name))
     }
+
+    /// The session is gone all at once, as when the bridge's process is killed.
+    func die() { initiator.close() }
 
     func end() {
         guard

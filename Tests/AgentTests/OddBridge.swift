@@ -14,8 +14,16 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
         var flipsAfterCopy: UInt64?
         /// What EXTENDED COPY fails with.
         var copyFailure: AgentError?
+        /// Bytes of one EXTENDED COPY.
+        var commandBytes: UInt64?
+        /// Called before each EXTENDED COPY with what it will write from the source unit.
+        var copying: (@Sendable ([ByteRange]) -> Void)?
         /// Called after each EXTENDED COPY.
         var copied: (@Sendable () -> Void)?
+        /// Asked after that: the bridge is gone then, all at once.
+        var dies: (@Sendable () -> Bool)?
+        /// What a flush fails with.
+        var flushFailure: StoreError?
         /// Called while a flush is under way; it then fails as a cancelled one does, or goes on. The argument asks
         /// whether it is cancelled.
         var flushing: (@Sendable (_ isCancelled: @Sendable () -> Bool) -> Void)?
@@ -29,6 +37,7 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
     }
 
     var copier: any ThirdPartyCopier { self }
+    var isLost: Bool { inner.isLost }
     func end() { inner.end() }
 
     var name: String { "the odd bridge" }
@@ -40,15 +49,30 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
     }
 
     func planLimits(of unit: UnitDescription) throws(AgentError) -> PlanLimits {
-        try inner.copier.planLimits(of: unit)
+        var limits = try inner.copier.planLimits(of: unit)
+        if let bytes = oddities.commandBytes { (limits.segments, limits.segmentBytes) = (1, bytes) }
+        return limits
+    }
+
+    private func tell(_ list: CopyParameterList) throws(AgentError) {
+        guard let copying = oddities.copying, let source = try unit(0).copyDesignator,
+            list.cscds.first?.designation == source
+        else { return }
+        copying(
+            list.segments.map { segment in
+                guard case .blocks(let count, _) = segment.amount else { preconditionFailure("not ours") }
+                return ByteRange(offset: segment.destinationLBA.value * 512, count: UInt64(count) * 512)
+            })
     }
 
     func copy(
         to unit: UnitDescription, _ list: CopyParameterList, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) {
         if let failure = oddities.copyFailure { throw failure }
+        try tell(list)
         try inner.copier.copy(to: unit, list, isCancelled: isCancelled)
         oddities.copied?()
+        if oddities.dies?() == true { (inner as? LocalBridge)?.die() }
         guard let place = oddities.flipsAfterCopy else { return }
         let store = try inner.copier.store(of: unit)
         do throws(StoreError) {
@@ -66,9 +90,10 @@ final class OddBridge: BridgeConnection, ThirdPartyCopier {
         of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) -> any BlockStore {
         let store = try inner.copier.store(of: unit, isCancelled: isCancelled)
-        guard let flushing = oddities.flushing else { return store }
-        return SlowlyFlushed(store) { () throws(StoreError) in
-            flushing(isCancelled)
+        guard oddities.flushing != nil || oddities.flushFailure != nil else { return store }
+        return SlowlyFlushed(store) { [oddities] () throws(StoreError) in
+            if let failure = oddities.flushFailure { throw failure }
+            oddities.flushing?(isCancelled)
             if isCancelled() { throw StoreError(.gone) }
         }
     }

@@ -26,9 +26,9 @@ import Testing
 
     /// A copy of the idle volume is the volume.
     @discardableResult
-    private func copyAgain(_ host: HostProcess) throws -> ProgramResult {
+    private func copyAgain(_ host: HostProcess, _ options: [String] = []) throws -> ProgramResult {
         let copy = host.directory("copies/copy")
-        let result = try Outboard.run(["copy", "--host", host.control, "--to", copy])
+        let result = try Outboard.run(["copy", "--host", host.control, "--to", copy] + options)
         #expect(result.status == 0, "\(result)")
         #expect(try haveSameContents(copy + "/data.img", host.source))
         #expect(try FileManager.default.contentsOfDirectory(atPath: host.directory("copies")) == ["copy"])
@@ -77,14 +77,26 @@ import Testing
         #expect(try haveSameContents(copy.destination + "/data.img", host.source))
     }
 
-    @Test func aKilledPrivateBridgeEndsTheCopy() throws {
+    /// Draft and epoch stay: it can go on, and it need not.
+    @Test(arguments: [true, false]) func aKilledPrivateBridgeStopsTheCopy(resumes: Bool) throws {
         let host = try makeHost()
         let copy = try CopyInProgress(of: host)
         kill(try copy.bridge(), SIGKILL)
         #expect(copy.process.wait(seconds: 30) == .exit(69), "\(copy.process.errors)")
-        try expectReason(copy, 69)
-        #expect(try host.isIdle())
-        try copyAgain(host)
+        #expect(copy.process.errors.contains("--resume"), "\(copy.process.errors)")
+        #expect(copy.names.count == 1 && copy.names[0].hasPrefix(".copy.partial-"), "\(copy.names)")
+        let epoch = try host.status().epoch
+        #expect(epoch?.state == .open && epoch?.isHeld == false, "\(String(describing: epoch))")
+        if resumes {
+            try copyAgain(host, ["--resume"])
+        } else {
+            let next = try copyAgain(host)
+            #expect(next.errors.contains("was left by a copy that died"), "\(next)")
+        }
+        let nothing = try Outboard.run([
+            "copy", "--host", host.control, "--to", host.directory("copies/other"), "--resume",
+        ])
+        #expect(nothing.status == 66 && nothing.errors.contains("nothing to resume"), "\(nothing)")
     }
 
     @Test func aKilledHostEndsTheCopyAndResumesAtItsNextStart() throws {

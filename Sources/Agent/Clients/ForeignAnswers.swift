@@ -22,7 +22,14 @@ extension VolumeStatus: ForeignAnswer {
 }
 
 extension EpochStatus: ForeignAnswer {
-    var flaw: String? { UUID(uuidString: uuid) == nil ? "its epoch's UUID is none" : nil }
+    var flaw: String? {
+        guard UUID(uuidString: uuid) != nil else { return "its epoch's UUID is none" }
+        guard let restartedFrom else { return nil }
+        guard UUID(uuidString: restartedFrom) != nil, let restarts, restarts > 0, restarts < number else {
+            return "how often it has begun anew is impossible"
+        }
+        return nil
+    }
 }
 
 extension LogMarker: ForeignAnswer {

@@ -157,7 +157,7 @@ public final class ISCSIStore: BlockStore {
             }
         case .noSpace: StoreError(.noSpace)
         case .disconnected, .timedOut, .interrupted: StoreError(.gone)
-        case .scsiStatus, .control, nil: StoreError(.io)
+        case .scsiStatus, .control, .restarted, nil: StoreError(.io)
         }
     }
 }

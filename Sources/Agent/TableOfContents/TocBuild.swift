@@ -1,4 +1,5 @@
 import Blocks
+import Foundation
 import TableOfContents
 
 /// Builds a table of contents from a volume that is served over NBD.
@@ -9,6 +10,17 @@ public enum TocBuild {
         /// Which file systems were not read to their end, and why.
         public var failures: [String]
         public var seconds: Double
+    }
+
+    /// A summary as text, for a record.
+    static func encode(_ summary: Summary) -> String {
+        do { return String(decoding: try JSONEncoder().encode(summary), as: UTF8.self) } catch {
+            preconditionFailure("JSON: \(error)")
+        }
+    }
+
+    static func decode(_ text: String) -> Summary? {
+        try? JSONDecoder().decode(Summary.self, from: Data(text.utf8))
     }
 
     /// Reads all file systems, as ``VolumeReading`` does, into a new database.
