@@ -14,6 +14,7 @@ extension AgentError {
         let status: ExitStatus =
             switch error.kind {
             case .damaged: .corrupt
+            case .unavailable: .unavailable
             case .missing: .inputMissing
             case .cannotCreate: .cannotCreate
             case .io: .io
@@ -30,8 +31,6 @@ extension AgentError {
         self.init(CopyError.store(error, "\(doing) \(subject)"))
         (self.doing, self.subject) = (doing, subject)
         if error.code == .noSpace { cause = .noSpace }
-        // A connection that was lost: host or bridge are not there any more.
-        if error.code == .gone { status = .unavailable }
     }
 
     /// A log that cannot be read.

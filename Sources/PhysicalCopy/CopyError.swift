@@ -9,6 +9,8 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
     public enum Kind: Hashable, Sendable {
         /// The copy does not verify: its manifest or a portion is damaged (65).
         case damaged
+        /// What holds the data is not there any more, or not reachable (69).
+        case unavailable
         /// The copy, or a part of it, is not there (66).
         case missing
         /// The destination cannot be made, or there is no space left for it (73).
@@ -69,7 +71,7 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
             return CopyError(.cannotCreate, action, "no space left", advice: freeSpace)
         case .readOnly: return CopyError(.notPermitted, action, "it cannot be written")
         case .notSupported: return CopyError(.io, action, "the store cannot do this")
-        case .gone: return CopyError(.io, action, "the store was closed, or the connection to it was lost")
+        case .gone: return CopyError(.unavailable, action, "the store was closed, or the connection to it was lost")
         case .io:
             let reason = error.errno == 0 ? "input/output error" : String(cString: strerror(error.errno))
             return CopyError(.io, action, reason)

@@ -91,6 +91,7 @@ extension CopyError {
         let status: ExitStatus =
             switch kind {
             case .damaged: .damaged
+            case .unavailable: .unavailable
             case .missing: .missing
             case .cannotCreate: .cannotCreate
             case .io: .io
