@@ -53,6 +53,11 @@ final class FlushQueue: Sendable {
         return .lead(state.asked)
     }
 
+    var hasLost: Bool { state.withLock { $0.lost != nil } }
+
+    /// What was lost is nobody's any more.
+    func forget() { state.withLockAndNotify { $0.lost = nil } }
+
     /// Something else than a flush has heard that data were lost.
     func lose(_ error: Errno) {
         state.withLockAndNotify { state in state.lost = state.lost ?? error }

@@ -80,6 +80,14 @@ extension StorageFile {
         if let failure { throw StoreError(failure) }
     }
 
+    public func forgetLostData() throws(StoreError) {
+        guard flushes.hasLost else { return }
+        // It may tell once more of what was lost, and of nothing else.
+        _ = system.fdatasync(bufferedDescriptor)
+        flushes.forget()
+        try sync()
+    }
+
     public func prefetch(_ range: ByteRange) throws(StoreError) {
         requireWithin(range)
         guard !isDirect, !range.isEmpty else { return }

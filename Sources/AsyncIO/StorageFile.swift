@@ -50,7 +50,7 @@ public struct StorageIdentity: Hashable, Sendable {
 ///
 /// After a flush has failed, all that follow fail: what the system could not write it forgets, and a later flush
 /// that succeeded would hide that. Open the file again to go on.
-public final class StorageFile: GrowableStore {
+public final class StorageFile: GrowableStore, RenewableStore {
     public let path: String
     public var size: UInt64 { length.load(ordering: .relaxed) }
     public let access: StorageAccess

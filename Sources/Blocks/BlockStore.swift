@@ -126,6 +126,14 @@ public protocol GrowableStore: BlockStore {
     func grow(to size: UInt64) throws(StoreError)
 }
 
+/// A store that remembers that a flush lost data, and fails every later flush for it.
+public protocol RenewableStore: BlockStore {
+    /// The contents begin anew, and nobody wants any more what was lost: from now on flushes tell of what is written from
+    /// now on. Nobody writes or flushes meanwhile.
+    /// - Throws: when data cannot be flushed now either.
+    func forgetLostData() throws(StoreError)
+}
+
 /// A store that is never written, whoever asks.
 public protocol ReadOnlyStore: BlockStore {}
 

@@ -38,6 +38,7 @@ extension LogError: CustomStringConvertible {
         case .corrupt(let what): "it does not verify: \(what)"
         case .full: "the original image cache is full"
         case .wrongState(let state): "the epoch is not in the right state (\(state?.description ?? "none"))"
+        case .store(let error) where error.code == .noSpace: "no space left under it"
         case .store(let error): "input or output failed (\(error.code), errno \(error.errno))"
         }
     }

@@ -188,6 +188,10 @@ extension OriginalImageLog {
         let volume = settings
         // Nobody joins a batch of an epoch that is not open; the last one of the epoch before may be on its way.
         let capacity = state.wait { !$0.isCommitting && $0.queue.isEmpty ? $0.capacity : nil }
+        // What the cache's device lost of earlier epochs is no concern of this one.
+        if isAllowed(epoch), let store = store as? any RenewableStore {
+            try onStore { () throws(StoreError) in try store.forgetLostData() }
+        }
         do throws(LogError) {
             try update { superblock throws(LogError) in
                 guard isAllowed(superblock.epoch) else { throw .wrongState(superblock.epoch?.state) }

@@ -274,6 +274,14 @@ import Testing
             // What needs no promise goes on.
             try file.write(bytes, at: 4096)
             #expect(try file.bytes(at: 4096, count: 4096) == bytes)
+            // Until nobody wants any more what was lost: told once more then, and not after.
+            failing.withLock { $0 = 2 }
+            #expect(throws: lost) { try file.forgetLostData() }
+            #expect(throws: lost) { try file.flush() }
+            failing.withLock { $0 = 1 }
+            try file.forgetLostData()
+            try file.flush()
+            _ = try engine.run(copy, flush: true)
         }
     }
 
