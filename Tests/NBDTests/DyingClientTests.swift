@@ -42,7 +42,7 @@ private struct Holdings {
                     for round in 0..<200 {
                         store.setOpen(false)
                         let finished = store.state.withLock { $0.finished }
-                        let client = try RawClient(socket)
+                        let client = try RawNBDClient(socket)
                         try client.negotiate()
                         // The last one comes in half; every other client dies with a reset.
                         try client.send(writes.dropLast(round % 3 == 0 ? 100 : 0))
@@ -67,7 +67,7 @@ private struct Holdings {
                     if after.threads > before!.threads + 16 { print("FAILED: threads leak") }
                     if after.resident > before!.resident + 32 << 20 { print("FAILED: memory leaks") }
                     if server.load.workers > 2 * NBDLimits.requestsInFlight { print("FAILED: workers leak") }
-                    let client = try RawClient(socket)
+                    let client = try RawNBDClient(socket)
                     try client.negotiate()
                     try client.send(request(0, cookie: 5, offset: 63 * 8192, length: 8192))
                     let reply = try client.reply()

@@ -3,6 +3,7 @@ import CAllocationCount
 import Glibc
 import Logging
 import NIOCore
+import TestSupport
 import Testing
 
 @testable import NBD
@@ -189,7 +190,7 @@ private final class WaitingStore: BlockStore {
         ) {
             try await withServer(TestProvider(FixedStore(size: 1 << 20))) { _, socket in
                 try await onThread {
-                    let client = try RawClient(socket)
+                    let client = try RawNBDClient(socket)
                     try client.negotiate()
                     let input = Self.batch(16)
                     // 8 writes with simple replies, 8 reads with one chunk each.

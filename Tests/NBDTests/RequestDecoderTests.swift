@@ -8,14 +8,8 @@ func request(
     _ type: UInt16, flags: UInt16 = 0, cookie: UInt64 = 1, offset: UInt64 = 0, length: UInt32 = 0,
     magic: UInt32 = 0x2560_9513
 ) -> [UInt8] {
-    bytes {
-        $0.integer(magic)
-        $0.integer(flags)
-        $0.integer(type)
-        $0.integer(cookie)
-        $0.integer(offset)
-        $0.integer(length)
-    }
+    RawNBDClient.request(
+        type, flags: flags, cookie: cookie, offset: offset, length: length, magic: magic)
 }
 
 private enum Step: Hashable {

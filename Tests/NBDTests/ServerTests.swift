@@ -11,8 +11,8 @@ import Testing
 @Suite(.serialized) struct ServerTests {
     private let mebibyte = 1 << 20
 
-    private func connect(_ socket: String, structured: Bool = true) throws -> RawClient {
-        let client = try RawClient(socket)
+    private func connect(_ socket: String, structured: Bool = true) throws -> RawNBDClient {
+        let client = try RawNBDClient(socket)
         try client.negotiate(structured: structured)
         return client
     }
@@ -34,15 +34,15 @@ import Testing
                 #expect(read?.data == (structured ? bytes { $0.integer(UInt64(100)) } : []) + expected)
 
                 try client.send(request(1, flags: 1, cookie: 8, offset: 3, length: 4) + [9, 8, 7, 6])
-                #expect(try client.reply() == RawClient.Reply(cookie: 8))
+                #expect(try client.reply() == RawNBDClient.Reply(cookie: 8))
                 #expect(try memory.bytes(at: 3, count: 4) == [9, 8, 7, 6])
                 #expect(store.state.withLock { $0.durable } == 1)
                 try client.send(request(6, flags: 1 | 2 | 16, cookie: 9, offset: 3, length: 2))
-                #expect(try client.reply() == RawClient.Reply(cookie: 9))
+                #expect(try client.reply() == RawNBDClient.Reply(cookie: 9))
                 #expect(store.state.withLock { $0.lastZero } == [.durable, .keepAllocated, .onlyIfFast])
                 for type in [UInt16(3), 4, 5] {
                     try client.send(request(type, cookie: 10, length: type == 3 ? 0 : 4))
-                    #expect(try client.reply() == RawClient.Reply(cookie: 10))
+                    #expect(try client.reply() == RawNBDClient.Reply(cookie: 10))
                 }
                 #expect(store.state.withLock { $0.flushes } == 1)
                 try client.send(request(7, cookie: 11, length: 1024))
@@ -75,7 +75,7 @@ import Testing
                 store.fail(nil)
                 // The payload of a refused WRITE is no request.
                 try client.send(request(1, cookie: 13, offset: 1 << 20, length: 56) + request(0) + request(0))
-                #expect(try client.reply() == RawClient.Reply(cookie: 13, error: 28))
+                #expect(try client.reply() == RawNBDClient.Reply(cookie: 13, error: 28))
                 try client.send(request(2))
                 #expect(try client.reply() == nil)
             }
@@ -208,7 +208,7 @@ import Testing
             try await onThread {
                 let good = try connect(socket)
                 for seed in 1..<UInt64(20) {
-                    let client = seed % 2 == 0 ? try connect(socket) : try RawClient(socket)
+                    let client = seed % 2 == 0 ? try connect(socket) : try RawNBDClient(socket)
                     try? client.send(pattern(5000, seed: seed))
                     // A reset is as good as an end.
                     while let more = try? client.receive(1), !more.isEmpty {}
@@ -223,15 +223,15 @@ import Testing
         try await withServer(TestProvider(MemoryStore(size: mebibyte))) { server, socket in
             try await onThread {
                 let clients = try (0..<NBDLimits.maximumConnections).map { _ in
-                    let client = try RawClient(socket)
+                    let client = try RawNBDClient(socket)
                     try client.negotiate()
                     return client
                 }
-                let more = try RawClient(socket)
+                let more = try RawNBDClient(socket)
                 #expect((try? more.receive(1)).flatMap { $0 } == nil)
                 for client in clients { client.close() }
                 server.registry.waitUntilEmpty()
-                try RawClient(socket).negotiate()
+                try RawNBDClient(socket).negotiate()
             }
         }
     }
@@ -249,14 +249,14 @@ import Testing
             }
             async let end: Void = server.shutdown()
             try await onThread {
-                while let late = try? RawClient(socket) {
+                while let late = try? RawNBDClient(socket) {
                     // What was accepted on the way is closed, not served.
                     _ = try? late.negotiate()
                 }
                 #expect(access(socket, F_OK) != 0)
                 store.setOpen(true)
                 let reply = try client.reply()
-                #expect(reply == RawClient.Reply(cookie: 1))
+                #expect(reply == RawNBDClient.Reply(cookie: 1))
                 #expect(try client.reply() == nil)
             }
             await end
@@ -279,7 +279,7 @@ import Testing
             var status = stat()
             #expect(lstat(path, &status) == 0 && status.st_mode == S_IFSOCK | 0o600)
             await #expect(throws: NBDServerError.socketInUse(path)) { try await start(path) }
-            try RawClient(path).negotiate()
+            try RawNBDClient(path).negotiate()
             await first.shutdown()
             #expect(access(path, F_OK) != 0)
 
@@ -288,7 +288,7 @@ import Testing
             close(descriptor)
             #expect(access(path, F_OK) == 0)
             let second = try await start(path)
-            try RawClient(path).negotiate()
+            try RawNBDClient(path).negotiate()
             // A file that has taken its place in the meantime is somebody else's.
             unlink(path)
             try Data("mine".utf8).write(to: URL(fileURLWithPath: path))

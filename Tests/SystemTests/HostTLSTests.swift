@@ -4,50 +4,12 @@ import Testing
 
 /// The host on TCP, from the command line: TLS, for those alone whom the authority has signed.
 @Suite(.serialized) struct HostTLSTests {
-    /// Two authorities; of the first a server and a client, of the second a client: directories as libnbd looks for.
-    private func makeCertificates(_ scratch: ScratchDirectory) throws {
-        let script = """
-            set -e
-            cd '\(scratch.path)'
-            authority() {
-                mkdir $1
-                openssl req -x509 -newkey rsa:2048 -nodes -keyout $1/ca-key.pem -out $1/ca-cert.pem -days 2 \
-                    -subj "/CN=Outboard test authority $1" -addext basicConstraints=critical,CA:TRUE \
-                    -addext keyUsage=critical,keyCertSign
-            }
-            sign() {
-                openssl req -newkey rsa:2048 -nodes -keyout $1/$2-key.pem -out $1/$2.csr -subj "/CN=$3"
-                printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\\nkeyUsage=digitalSignature,keyEncipherment\\nextendedKeyUsage=%s\\n' $4 > $1/$2.ext
-                openssl x509 -req -in $1/$2.csr -CA $1/ca-cert.pem -CAkey $1/ca-key.pem -CAcreateserial -days 2 \
-                    -extfile $1/$2.ext -out $1/$2-cert.pem
-            }
-            authority ours
-            sign ours server localhost serverAuth
-            sign ours client tester clientAuth
-            authority theirs
-            sign theirs client stranger clientAuth
-            # A stranger who trusts the server, and one without any certificate.
-            cp ours/ca-cert.pem theirs/ca-cert.pem
-            mkdir nobody
-            cp ours/ca-cert.pem nobody/
-            """
-        let result = try runProgram("sh", ["-c", script])
-        try #require(result.isSuccess, "\(result)")
-    }
-
     @Test func clientsOfTheAuthorityAloneAreServed() throws {
         let scratch = try ScratchDirectory()
-        try makeCertificates(scratch)
+        try TestCertificates.make(in: scratch)
         try makePatternFile(scratch("volume.img"), count: 4 << 20)
-        let host = try HostProcess(
-            scratch,
-            options: [
-                "--listen", "127.0.0.1:0", "--tls-certificate", scratch("ours/server-cert.pem"), "--tls-key",
-                scratch("ours/server-key.pem"), "--tls-ca", scratch("ours/ca-cert.pem"),
-            ])
-        let status = try JSONSerialization.jsonObject(with: Data(host.ask("volume.status").utf8))
-        let uris = ((status as? [String: Any])?["result"] as? [String: Any])?["uris"] as? [String]
-        let base = try #require(uris?.first { $0.hasPrefix("nbds://127.0.0.1:") })
+        let host = try HostProcess(scratch, options: TestCertificates.hostOptions(in: scratch))
+        let base = try #require(host.status().uris.first { $0.hasPrefix("nbds://127.0.0.1:") })
         func uri(_ certificates: String) -> String {
             base.replacing("127.0.0.1", with: "localhost") + "/?tls-certificates=" + scratch(certificates)
         }
@@ -68,7 +30,7 @@ import Testing
 
     @Test func aFileThatIsOfNoUseIsNamed() throws {
         let scratch = try ScratchDirectory()
-        try makeCertificates(scratch)
+        try TestCertificates.make(in: scratch)
         try makePatternFile(scratch("volume.img"), count: 1 << 20)
         try Data("no PEM\n".utf8).write(to: URL(fileURLWithPath: scratch("text")))
         let good = ["ours/server-cert.pem", "ours/server-key.pem", "ours/ca-cert.pem"].map { scratch($0) }

@@ -12,3 +12,11 @@ public func seededBytes(_ count: Int, seed: UInt64) -> [UInt8] {
         initialized = count
     }
 }
+
+/// The same as `==`, which the tests' own unoptimized code does byte by byte.
+public func haveSameBytes(_ first: [UInt8], _ second: [UInt8]) -> Bool { first == second }
+
+/// Whether a part of `bytes` is `byte` all over.
+public func isFilled(_ bytes: [UInt8], in place: Range<Int>, with byte: UInt8) -> Bool {
+    bytes[place].allSatisfy { $0 == byte }
+}
