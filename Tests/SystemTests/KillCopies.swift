@@ -59,7 +59,7 @@ final class KillCopies {
         let manifest = try PhysicalCopy(path).manifest
         if let known, known.uuid == manifest.uuid {
             if saidDone { return .wrong("a copy that was done is not there") }
-            return try contents(data(known.isStanding)) == known.data
+            return try haveSameBytes(contents(data(known.isStanding)), known.data)
                 ? .complete : .wrong("the copy that was there has changed")
         }
         tally.completeCopies += 1

@@ -253,7 +253,7 @@ final class KillLane {
         do {
             content = try contents(host.source)
             let served = try NBDStore(.unixSocket(host.socket, export: ""), connections: 1)
-            if try served.bytes(at: 0, count: content.count) != content {
+            if try !haveSameBytes(served.bytes(at: 0, count: content.count), content) {
                 tally.lostWrites.append("\(scenario): the host serves something else than its source")
             }
         } catch { return tally.stuck.append("\(scenario): the source cannot be read, \(error)") }
@@ -290,7 +290,7 @@ final class KillLane {
             try revive()
             let copy = try Outboard.run(
                 ["copy", "--host", host.control, "--to", copies.path, "--force"], environment: environment)
-            guard copy.isSuccess, try contents(copies.path + "/data.img") == contents(host.source) else {
+            guard copy.isSuccess, try haveSameContents(copies.path + "/data.img", host.source) else {
                 throw TestFailure("the last copy is not the volume: \(copy)")
             }
             try copies.expectNoLeftovers()

@@ -152,8 +152,7 @@ func contents(_ path: String) throws -> [UInt8] {
 }
 
 func haveSameContents(_ first: String, _ second: String) throws -> Bool {
-    let first = try contents(first)
-    return try first == contents(second)
+    haveSameBytes(try contents(first), try contents(second))
 }
 
 /// Damages one byte of a file.

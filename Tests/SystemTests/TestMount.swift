@@ -17,14 +17,24 @@ final class TestMount: Sendable {
         try LoopMount.succeed("mount", ["-t", "tmpfs", "-o", "size=\(size)", "outboard-test", path])
     }
 
-    /// An ext4, which can be frozen, on a loop device.
-    init(loop size: UInt64, in scratch: ScratchDirectory) throws {
+    /// An ext4 or XFS, which can be frozen, on a loop device.
+    init(loop size: UInt64, _ kind: String = "ext4", in scratch: ScratchDirectory) throws {
         self.scratch = scratch
-        path = scratch("ext4")
+        path = scratch(kind)
+        let image = scratch(kind + ".img")
         try FileManager.default.createDirectory(atPath: path, withIntermediateDirectories: false)
-        try makeSparseFile(scratch("ext4.img"), size: size)
-        try LoopMount.succeed("mkfs.ext4", ["-q", scratch("ext4.img")])
-        try LoopMount.succeed("mount", ["-o", "loop", scratch("ext4.img"), path])
+        try makeSparseFile(image, size: size)
+        try LoopMount.succeed("mkfs." + kind, ["-q"] + (kind == "xfs" ? ["--unsupported"] : []) + [image])
+        try LoopMount.succeed("mount", ["-o", "loop", image, path])
+    }
+
+    /// One of a kind: `tmpfs`, `ext4`, `xfs`.
+    convenience init(_ kind: String, size: UInt64, in scratch: ScratchDirectory) throws {
+        if kind == "tmpfs" {
+            try self.init(memory: Int(size), in: scratch)
+        } else {
+            try self.init(loop: size, kind, in: scratch)
+        }
     }
 
     deinit { LoopMount.unmount(path) }
@@ -41,6 +51,18 @@ final class TestMount: Sendable {
     func fill() throws {
         let result = try runProgram("dd", ["if=/dev/zero", "of=\(self("filler"))", "bs=64k"])
         guard result.errors.contains("No space left") else { throw TestFailure("\(result)") }
+    }
+
+    /// Bytes that are left.
+    func space() throws -> UInt64 {
+        var information = statvfs()
+        guard statvfs(path, &information) == 0 else { throw TestFailure("statvfs \(path): errno \(errno)") }
+        return UInt64(information.f_bavail) * UInt64(information.f_frsize)
+    }
+
+    /// Takes all the space but so many bytes with a file `filler`.
+    func leave(_ bytes: UInt64) throws {
+        try LoopMount.succeed("fallocate", ["-l", "\(try space() - bytes)", self("filler")])
     }
 
     func grow(to size: Int) throws { try LoopMount.succeed("mount", ["-o", "remount,size=\(size)", path]) }
