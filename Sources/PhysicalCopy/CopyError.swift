@@ -71,7 +71,8 @@ public struct CopyError: Error, Hashable, Sendable, CustomStringConvertible {
             return CopyError(.cannotCreate, action, "no space left", advice: freeSpace)
         case .readOnly: return CopyError(.notPermitted, action, "it cannot be written")
         case .notSupported: return CopyError(.io, action, "the store cannot do this")
-        case .gone: return CopyError(.unavailable, action, "the store was closed, or the connection to it was lost")
+        case .gone:
+            return CopyError(.unavailable, action, "the store was closed, or the connection to it was lost")
         case .io:
             let reason = error.errno == 0 ? "input/output error" : String(cString: strerror(error.errno))
             return CopyError(.io, action, reason)
