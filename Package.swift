@@ -19,6 +19,16 @@ func tests(_ name: String, _ dependencies: [Target.Dependency], exclude: [String
         name: name, dependencies: ["TestSupport"] + dependencies, exclude: exclude, swiftSettings: strict)
 }
 
+/// What is fuzzed, and what lies beside its sources.
+let fuzzed: [Target.Dependency] = [
+    "TestSupport", "ISCSI", "Bridge", "SCSI", "TableOfContents", "OriginalImage", "PhysicalCopy", "Host",
+    "HostControl", "NBD", "Blocks", log, .product(name: "GRDB", package: "GRDB.swift"),
+    .product(name: "NIOCore", package: "swift-nio"),
+]
+let fuzzFiles = [
+    "record-seeds", "record-images", "record-xfs-image", "record-host-seeds", "images", "seeds",
+]
+
 let package = Package(
     name: "outboard",
     products: [.executable(name: "outboard", targets: ["outboard"])],
@@ -112,9 +122,7 @@ let package = Package(
         tests("BridgeTests", ["Bridge", "SCSI", "AsyncIO", "Blocks", log]),
         .testTarget(
             name: "FuzzTests",
-            dependencies: ["TestSupport", "ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", log],
-            path: "Tests/Fuzz",
-            exclude: ["record-seeds", "record-images", "record-xfs-image", "images", "seeds"],
+            dependencies: fuzzed, path: "Tests/Fuzz", exclude: fuzzFiles,
             swiftSettings: strict),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
@@ -145,11 +153,7 @@ if ProcessInfo.processInfo.environment["OUTBOARD_FUZZ"] != nil {
     package.targets.append(
         .executableTarget(
             name: "fuzz",
-            dependencies: ["ISCSI", "Bridge", "SCSI", "TableOfContents", "Blocks", "TestSupport", log],
-            path: "Tests/Fuzz",
-            exclude: [
-                "record-seeds", "record-images", "record-xfs-image", "images", "seeds", "ReplayTests.swift",
-            ],
+            dependencies: fuzzed, path: "Tests/Fuzz", exclude: fuzzFiles + ["ReplayTests.swift"],
             swiftSettings: strict + [.unsafeFlags(["-parse-as-library"])]))
 }
 

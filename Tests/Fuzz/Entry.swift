@@ -20,6 +20,18 @@ enum FuzzTarget: String, CaseIterable {
     case hfs
     /// Of partition tables.
     case layout
+    /// An original image cache.
+    case log
+    /// A copy's manifest.
+    case manifest
+    /// A table of contents, as a file.
+    case toc
+    /// Lines of a host's control socket.
+    case control
+    /// A backup's stream.
+    case stream
+    /// Bytes of an NBD client.
+    case nbd
 
     static let chosen: FuzzTarget = {
         let name = ProcessInfo.processInfo.environment["OUTBOARD_FUZZ_TARGET"] ?? ""
@@ -42,6 +54,12 @@ enum FuzzTarget: String, CaseIterable {
         case .iso: fuzzISO(input)
         case .hfs: fuzzHFS(input)
         case .layout: fuzzLayout(input)
+        case .log: fuzzLog(input)
+        case .manifest: fuzzManifest(input)
+        case .toc: fuzzToc(input)
+        case .control: fuzzControl(input)
+        case .stream: fuzzStream(input)
+        case .nbd: fuzzNBD(input)
         }
     }
 }
