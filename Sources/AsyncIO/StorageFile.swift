@@ -16,6 +16,15 @@ public enum StorageMode: Hashable, Sendable {
 /// `exclusive` also claims the device from the kernel, so that it is neither mounted nor part of an array.
 public enum StorageLock: Hashable, Sendable { case none, shared, exclusive }
 
+/// What becomes of a symbolic link at a path's end.
+public enum StorageLinks: Hashable, Sendable {
+    case followed
+    /// Followed to a block device only: administrators name those by links (/dev/disk/by-id, /dev/mapper), and links to
+    /// files are for others to plant.
+    case toDevices
+    case refused
+}
+
 /// What a path leads to, whatever its name: equal for two paths exactly if they are the same file or device.
 public struct StorageIdentity: Hashable, Sendable {
     /// The device number: of the device itself, or of the one the file lies on.
@@ -55,6 +64,9 @@ public final class StorageFile: GrowableStore, RenewableStore {
     public var size: UInt64 { length.load(ordering: .relaxed) }
     public let access: StorageAccess
     public let identity: StorageIdentity
+    /// The user whose file or device it is, and the permission bits, as they were when it was opened.
+    public let owner: UInt32
+    public let permissions: UInt32
     public let capabilities: StoreCapabilities
 
     /// Whether data go past the page cache. False in direct mode where that was refused: ``directRefusal``.
@@ -80,14 +92,16 @@ public final class StorageFile: GrowableStore, RenewableStore {
 
     /// Opens what `path` leads to.
     /// - Parameters:
+    ///   - links: another one than is followed is refused (``StorageError/Kind/notPermitted``).
     ///   - lock: taken at once or refused (``StorageError/Kind/locked``), held until ``close()``.
     ///   - minimumSize: bytes; less is refused (``StorageError/Kind/tooSmall``).
     public static func open(
         _ path: String, access: StorageAccess, mode: StorageMode, lock: StorageLock,
-        minimumSize: UInt64? = nil
+        links: StorageLinks = .followed, minimumSize: UInt64? = nil
     ) throws(StorageError) -> StorageFile {
         try StorageFile(
-            path, access: access, mode: mode, lock: lock, minimumSize: minimumSize, system: .live)
+            path, access: access, mode: mode, lock: lock, links: links, minimumSize: minimumSize,
+            system: .live)
     }
 
     /// Makes a regular file of `size` bytes that read as zeros. At return its name and size are on stable storage.
@@ -140,10 +154,9 @@ public final class StorageFile: GrowableStore, RenewableStore {
 
     package init(
         _ path: String, access: StorageAccess, mode: StorageMode, lock: StorageLock,
-        minimumSize: UInt64? = nil,
-        system: SystemCalls
+        links: StorageLinks = .followed, minimumSize: UInt64? = nil, system: SystemCalls
     ) throws(StorageError) {
-        let opening = try OpenedFile(path, access: access, lock: lock)
+        let opening = try OpenedFile(path, access: access, lock: lock, links: links)
         let size: UInt64
         do throws(StorageError) {
             size = try opening.size()
@@ -165,6 +178,8 @@ public final class StorageFile: GrowableStore, RenewableStore {
         self.mode = mode
         self.system = system
         identity = opening.identity
+        owner = opening.status.st_uid
+        permissions = opening.status.st_mode & 0o7777
         bufferedDescriptor = opening.descriptor
         switch direct {
         case .usable(let fd, let alignment):
@@ -213,9 +228,11 @@ private struct OpenedFile {
     let path: String
     let descriptor: Int32
     let identity: StorageIdentity
-    private let status: stat
+    let status: stat
 
-    init(_ path: String, access: StorageAccess, lock: StorageLock) throws(StorageError) {
+    init(
+        _ path: String, access: StorageAccess, lock: StorageLock, links: StorageLinks
+    ) throws(StorageError) {
         self.path = path
         // Looked at before it is opened, because opening some things does something (a tape, a FIFO); and
         // afterwards, because the name may lead elsewhere by then.
@@ -226,13 +243,19 @@ private struct OpenedFile {
         try Self.requireSuitable(before, path)
         var flags = access == .readOnly ? O_RDONLY : O_RDWR
         flags |= O_NONBLOCK | O_NOCTTY
-        if lock == .exclusive, before.st_mode & S_IFMT == S_IFBLK { flags |= O_EXCL }
+        let isDevice = before.st_mode & S_IFMT == S_IFBLK
+        if lock == .exclusive, isDevice { flags |= O_EXCL }
+        if links == .refused || links == .toDevices && !isDevice { flags |= O_NOFOLLOW }
         switch OpenCalls.open(path, flags: flags) {
         case .success(let fd): descriptor = fd
         case .failure(let error) where error.code == EBUSY:
             throw StorageError(
                 .locked, operation: "open", path: path, errno: error.code,
                 reason: "the device is in use: mounted, part of an array, or served by another process")
+        case .failure(let error) where error.code == ELOOP && flags & O_NOFOLLOW != 0:
+            throw StorageError(
+                .notPermitted, operation: "open", path: path, errno: error.code,
+                reason: "it is a symbolic link, which is not followed there; name the file itself")
         case .failure(let error): throw StorageError(operation: "open", path: path, error)
         }
         var status = stat()
@@ -241,6 +264,10 @@ private struct OpenedFile {
                 throw StorageError(operation: "look at", path: path, Errno(errno))
             }
             try Self.requireSuitable(status, path)
+            guard links != .toDevices || !isDevice || status.st_mode & S_IFMT == S_IFBLK else {
+                throw StorageError(
+                    .notPermitted, operation: "open", path: path, reason: "the path leads elsewhere by now")
+            }
             if access == .readWrite, status.st_mode & S_IFMT == S_IFBLK,
                 OpenCalls.deviceIsReadOnly(descriptor)
             {

@@ -98,7 +98,9 @@ public struct LogStream {
         let block = UnsafeRawBufferPointer(rebasing: memory.buffer[..<Int(LogFormat.blockSize)])
         let batch = LogBatch(
             decoding: block, at: place.position, epoch: epoch, sequence: place.sequence, geometry: geometry)
-        guard let batch, batch.end <= end.position else {
+        guard let batch, batch.end <= end.position,
+            UInt64(batch.entries.count) <= end.entries - min(place.entries, end.entries)
+        else {
             throw .corrupt("the header of batch \(place.sequence) at \(place.position)")
         }
         return batch

@@ -133,7 +133,7 @@ struct Files: Sendable {
     }
 
     /// Reads into all of `buffer`, or up to the end of the file.
-    private func read(
+    func read(
         _ descriptor: Int32, at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer, _ action: String
     ) throws(CopyError) -> Int {
         var filled = 0

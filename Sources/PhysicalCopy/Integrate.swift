@@ -142,8 +142,29 @@ extension PhysicalCopy {
         guard status.st_mode & S_IFMT == S_IFREG, status.st_size > Int(manifest.data.range.end) else {
             return
         }
+        try requireOwnLog(descriptor, path, action)
         try files.truncate(descriptor, to: manifest.data.range.end, action)
         try files.synchronize(descriptor, action)
+    }
+
+    /// What is cut off must be the log that was integrated: a manifest can name any file, and say that it is integrated.
+    private func requireOwnLog(_ descriptor: Int32, _ path: String, _ action: String) throws(CopyError) {
+        let place = manifest.data.range.end.roundedUp(to: CopyLimits.portionAlignment)
+        let block = ZeroedMemory(count: Int(LogFormat.blockSize))
+        for position in [0, LogFormat.blockSize] {
+            let count = try files.read(descriptor, at: place + position, into: block.buffer, action)
+            guard count == block.count,
+                let superblock = try? LogSuperblock(
+                    decoding: UnsafeRawBufferPointer(block.buffer), at: position),
+                superblock.epoch?.uuid.uuidString.lowercased() == manifest.epoch.uuid.lowercased(),
+                superblock.volume.uuidString.lowercased() == manifest.volume.uuid.lowercased()
+            else { continue }
+            return
+        }
+        throw CopyError(
+            .damaged, action,
+            "what lies behind the data is not this copy's original images, and it is left alone",
+            advice: "the data themselves are integrated")
     }
 
     private func openDataFile(_ path: String, _ action: String) throws(CopyError) -> Int32 {

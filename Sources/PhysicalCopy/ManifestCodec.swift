@@ -46,10 +46,22 @@ extension Manifest {
                 throw Malformed(reason: "the original-image portion has no checksums")
             }
             try Self.validate(originals, "original-image")
+            guard epoch.logBytes <= originals.length,
+                epoch.entries <= (volume.size - 1) / volume.chunkSize + 1
+            else {
+                throw Malformed(reason: "there are more original images than can be")
+            }
         default:
             throw Malformed(reason: "mode \(mode.rawValue), state \(state.rawValue) and portions disagree")
         }
-        if case .member(let name) = location { try Self.validate(member: name) }
+        switch location {
+        case .member(let name): try Self.validate(member: name)
+        case .path(let path):
+            guard path.hasPrefix("/"), !path.utf8.contains(0) else {
+                throw Malformed(reason: "\"\(path)\" is no absolute path")
+            }
+        case .unit: break
+        }
         if let toc {
             guard toc.name == TocDescription.fileName, location != .member(name: toc.name) else {
                 throw Malformed(reason: "\"\(toc.name)\" is no name of a table of contents")
@@ -75,7 +87,9 @@ extension Manifest {
     }
 
     private static func validate(member name: String) throws(Malformed) {
-        guard !name.isEmpty, !name.contains("/"), name != ".", name != "..", name != fileName else {
+        guard !name.isEmpty, !name.contains("/"), !name.utf8.contains(0), name != ".", name != "..",
+            name != fileName
+        else {
             throw Malformed(reason: "\"\(name)\" is no name of a member")
         }
     }

@@ -102,14 +102,7 @@ public final class PhysicalCopy: @unchecked Sendable {
 
     /// Opens the data location and sees that all portions can be in it.
     public func openData(writable: Bool = false, _ opener: DataOpener) throws(CopyError) -> any BlockStore {
-        if case .member(let name) = manifest.location {
-            let action = "open the copy's data \(dataName)"
-            // Absent: the opener says so.
-            if let kind = try files.kind(of: name, in: lock.descriptor, action), kind != S_IFREG {
-                throw CopyError(
-                    .damaged, action, "it is not a regular file", advice: "something was put in its place")
-            }
-        }
+        try requireBelievedLocation()
         let store = try opener(dataLocation, writable)
         let end = max(manifest.data.range.end, manifest.originals?.range.end ?? 0)
         guard store.size >= end else {
@@ -119,6 +112,37 @@ public final class PhysicalCopy: @unchecked Sendable {
                 advice: "it was cut off; take another copy")
         }
         return store
+    }
+
+    /// A member is a file of the directory itself. A manifest may name any other file or device, which whoever could
+    /// write it need not be allowed to read: so it is believed only where it is root's or this user's and nobody else can
+    /// change it.
+    /// - Throws: `notPermitted`; `damaged` where the member is no file.
+    public func requireBelievedLocation() throws(CopyError) {
+        let action = "open the copy's data \(dataName)"
+        switch manifest.location {
+        case .unit: return
+        case .member(let name):
+            // Absent: the opener says so.
+            guard let kind = try files.kind(of: name, in: lock.descriptor, action), kind != S_IFREG else {
+                return
+            }
+            throw CopyError(
+                .damaged, action, "it is not a regular file", advice: "something was put in its place")
+        case .path:
+            let path = directory + "/" + Manifest.fileName
+            let file = try files.openRegular(Manifest.fileName, in: lock.descriptor, O_RDONLY, action)
+            defer { files.calls.close(file.descriptor) }
+            let status = try files.status(of: file.descriptor, action)
+            var flaw = PathTrust.flaw(of: path).map { "\($0)" }
+            if flaw == nil, !PathTrust.isTrusted(owner: status.st_uid) || status.st_mode & 0o022 != 0 {
+                flaw = "others than root and this user may write it"
+            }
+            guard let flaw else { return }
+            throw CopyError(
+                .notPermitted, action, "\(path) says that they are there, and it is not believed: \(flaw)",
+                advice: "make a copy of the directory that only you may change")
+        }
     }
 
     /// The volume as of the instant, read-only: the data as they stand, or merged with the original images.

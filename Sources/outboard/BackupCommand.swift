@@ -101,6 +101,7 @@ struct BackupCommand: AsyncParsableCommand {
     }
 
     private func write(_ stop: StopRequest) throws -> (String, BackupSummary) {
+        if !isToStandardOutput { try Trust.require(to, to: "write the backup") }
         let copy = try PhysicalCopy(copy)
         let opener = try data.opener(of: copy)
         let record = Int(blocking.bytes)

@@ -31,6 +31,7 @@ final class BridgeService: Sendable {
         // The agent tells its user what a private bridge says: an audit is not for him.
         if settings.isPrivate { logger.logLevel = .warning }
         let access = try settings.access()
+        try requireTrust(settings)
         let device = try open(settings.units, state: settings.stateDirectory, logger)
         do {
             let server = try await ISCSITarget.start(
@@ -45,6 +46,17 @@ final class BridgeService: Sendable {
         } catch {
             device.close()
             throw Self.failure(error)
+        }
+    }
+
+    /// Whoever could put something else in a unit's place would have initiators read and write that.
+    private static func requireTrust(_ settings: BridgeSettings) throws {
+        // What a private one serves its agent has looked at.
+        guard !settings.isPrivate else { return }
+        for unit in settings.units { try Trust.require(unit.path, to: "serve unit \(unit.number),") }
+        if let state = settings.stateDirectory {
+            // What is in it, not the directory alone.
+            try Trust.require(state + "/reservations", to: "keep reservations in")
         }
     }
 
@@ -102,6 +114,7 @@ final class BridgeService: Sendable {
     /// reading only; files that are to be writable once more for writing, to find out whether they can be thin.
     static func check(_ settings: BridgeSettings) throws -> [BridgeUnitSummary] {
         _ = try settings.access()
+        try requireTrust(settings)
         let device = try open(
             settings.units.map { unit in
                 var unit = unit

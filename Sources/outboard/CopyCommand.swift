@@ -172,6 +172,7 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             postThaw: postThaw,
             maximumRate: maxRate?.bytes, force: force, usedOnly: usedOnly, wantsToc: !noToc,
             tool: "outboard \(toolVersion)")
+        for member in request.members { try Trust.require(member.destination, to: "make the copy") }
         request.resumes = resume
         let outcomes = try await Sequences.run("copy") {
             [request] world, cancellation, observer throws(AgentError) in

@@ -37,7 +37,7 @@ struct CopyDataOptions: ParsableArguments {
         do throws(StorageError) {
             return try StorageFile.open(
                 path, access: writable ? .readWrite : .readOnly, mode: .pageCache,
-                lock: writable ? .exclusive : .shared)
+                lock: writable ? .exclusive : .shared, links: .toDevices)
         } catch {
             let kind: CopyError.Kind =
                 switch error.kind {

@@ -23,7 +23,8 @@ final class EngineFileMover: FileMover {
         self.data = data
         self.cancellation = cancellation
         do throws(StorageError) {
-            source = try StorageFile.open(path, access: .readOnly, mode: .direct, lock: .none)
+            source = try StorageFile.open(
+                path, access: .readOnly, mode: .direct, lock: .none, links: .toDevices)
             engine = try CopyEngine()
         } catch { throw Sequences.agentError(error, path) }
     }

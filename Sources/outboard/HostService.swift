@@ -45,9 +45,12 @@ final class HostService: Sendable {
 
     static func start(_ options: HostOptions) async throws -> HostService {
         var logger = Console.logger("host")
+        try Trust.require(options.socket, to: "serve NBD at")
+        try Trust.require(options.control, to: "serve the control socket")
         let storage = try HostStorage(options)
         logger[metadataKey: "volume"] = "\(storage.volume.uuidString)"
         do {
+            if let notice = storage.notice { logger.warning("\(notice)") }
             let volume = try makeVolume(storage, options, logger)
             tell(volume.log, of: options.cache, logger)
             let nbd = try await startNBD(volume, options, logger)
@@ -81,6 +84,8 @@ final class HostService: Sendable {
     ) async throws -> NBDServer {
         var tls: NBDTLSConfiguration?
         if let certificate = options.tlsCertificate, let key = options.tlsKey, let authority = options.tlsCa {
+            try SecretFile.requireTrust(in: key, for: "the private key", nobodyElseMay: .readAsOther)
+            try SecretFile.requireTrust(in: authority, for: "the authorities", nobodyElseMay: .write)
             tls = NBDTLSConfiguration(certificateFile: certificate, keyFile: key, authorityFile: authority)
         }
         return try await NBDServer.start(

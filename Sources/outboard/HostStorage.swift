@@ -18,12 +18,17 @@ struct HostStorage {
     let sourcePath: String
     let cachePath: String
     let isCacheNew: Bool
+    /// What an administrator should know.
+    let notice: String?
     /// The files below source and cache where those are loop devices: locked, too, so that nobody takes one of
     /// them by its other name.
     private let layers: [StorageFile]
 
     init(_ options: HostOptions) throws {
         var layers: [StorageFile] = []
+        // Links of trusted makers are followed: administrators name devices by them.
+        try Trust.require(options.source, to: "serve the source")
+        try Trust.require(options.cache, to: "use the cache")
         source = try Self.openSource(options.source, &layers)
         sourcePath = absolutePath(options.source)
         volume = try Self.identity(
@@ -31,8 +36,10 @@ struct HostStorage {
         do {
             (cache, isCacheNew) = try Self.openCache(options, beside: source, &layers)
             cachePath = absolutePath(options.cache)
-            let found = try Self.superblock(of: cache, path: options.cache)
+            let found: LogSuperblock?
             do {
+                notice = try Trust.requireCache(cache)
+                found = try Self.superblock(of: cache, path: options.cache)
                 try Self.check(found, volume: volume, source: source, options)
             } catch {
                 cache.close()
@@ -64,7 +71,7 @@ struct HostStorage {
     private static func openSource(_ path: String, _ layers: inout [StorageFile]) throws -> StorageFile {
         let source: StorageFile
         do throws(StorageError) {
-            source = try open(path, &layers)
+            source = try open(path, links: .followed, &layers)
         } catch {
             let advice: String =
                 switch error.kind {
@@ -109,7 +116,7 @@ struct HostStorage {
             } catch { throw error.failure(advice: "check --cache", creating: true) }
         }
         do throws(StorageError) {
-            return (try open(path, &layers), identity == nil)
+            return (try open(path, links: .toDevices, &layers), identity == nil)
         } catch {
             throw error.failure(
                 advice: error.kind == .locked ? "another host uses this cache: name another --cache" : "")
@@ -118,9 +125,10 @@ struct HostStorage {
 
     /// Opens and locks it, and locks what lies below it.
     private static func open(
-        _ path: String, _ layers: inout [StorageFile]
+        _ path: String, links: StorageLinks, _ layers: inout [StorageFile]
     ) throws(StorageError) -> StorageFile {
-        let file = try StorageFile.open(path, access: .readWrite, mode: .pageCache, lock: .exclusive)
+        let file = try StorageFile.open(
+            path, access: .readWrite, mode: .pageCache, lock: .exclusive, links: links)
         do throws(StorageError) {
             for layer in LoopLayers.below(file.identity) {
                 layers.append(

@@ -30,6 +30,7 @@ struct IntegrateCommand: ParsableCommand {
     }
 
     func run() throws {
+        try Trust.require(copy + "/" + Manifest.fileName, to: "change")
         let copy = try PhysicalCopy(copy, for: .changing)
         let bar = ProgressBar()
         defer { bar.clear() }

@@ -32,6 +32,7 @@ struct MountCommand: AsyncParsableCommand {
     @OptionGroup var data: CopyDataOptions
 
     func run() async throws {
+        try Trust.require(socket, to: "serve NBD at")
         let credentials = try data.credentials()
         let cancellation = CancellationToken()
         let stop = Monitor(false)

@@ -65,6 +65,7 @@ struct RestoreTargetOptions: ParsableArguments {
     func request(
         _ source: RestoreSourceOptions, credentials: InitiatorCredentials?
     ) throws -> RestoreRequest {
+        if let to { try Trust.require(to, to: "restore to") }
         var request = RestoreRequest(
             copy: source.name, isBackup: source.isBackup, destination: to ?? "", force: force, host: host,
             maximumRate: maxRate?.bytes,

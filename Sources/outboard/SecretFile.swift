@@ -1,4 +1,5 @@
 import Agent
+import Blocks
 import Foundation
 import Glibc
 import ISCSI
@@ -8,19 +9,55 @@ enum SecretFile {
     /// Bytes of one.
     static let limit = 64 << 10
 
-    /// What only the owner may do with a file.
+    /// What nobody but the owner may do with a file.
     enum Privilege {
         case read
+        /// As keys are kept that several services share: their group may read them.
+        case readAsOther
         case write
 
-        var mode: mode_t { self == .read ? 0o077 : 0o022 }
+        fileprivate var mode: mode_t {
+            switch self {
+            case .read: 0o077
+            case .readAsOther: 0o027
+            case .write: 0o022
+            }
+        }
+        fileprivate var advice: (may: String, mode: String) {
+            switch self {
+            case .read: ("use", "600")
+            case .readAsOther: ("use", "640")
+            case .write: ("write", "go-w")
+            }
+        }
     }
 
-    /// - Parameter nobodyElseMay: with such rights for group or others the file is refused (77), by what is open,
-    ///   not by what its name may mean a moment later.
+    /// The same as ``read(_:for:nobodyElseMay:)`` for what somebody else reads.
+    static func requireTrust(
+        in path: String, for what: String, nobodyElseMay privilege: Privilege
+    ) throws { _ = try open(path, for: what, nobodyElseMay: privilege) }
+
+    /// - Parameter nobodyElseMay: with such rights for group or others the file is refused (77), and so it is when it
+    ///   is neither root's nor this user's: by what is open, not by what its name may mean a moment later.
     static func read(_ path: String, for what: String, nobodyElseMay privilege: Privilege) throws -> String {
+        let handle = try open(path, for: what, nobodyElseMay: privilege)
+        do {
+            let data = try handle.read(upToCount: limit + 1) ?? Data()
+            guard data.count <= limit else {
+                throw Failure(.usage, "cannot read \(what) \(path): it has more than \(limit) bytes")
+            }
+            return String(decoding: data, as: UTF8.self)
+        } catch let failure as Failure {
+            throw failure
+        } catch { throw Failure(.io, "cannot read \(what) \(path): \(error)") }
+    }
+
+    private static func open(
+        _ path: String, for what: String, nobodyElseMay privilege: Privilege
+    ) throws -> FileHandle {
+        try Trust.require(path, to: "use \(what)")
         // Not to wait for the other end of a pipe.
-        let descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
+        let descriptor = Glibc.open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK)
         guard descriptor >= 0 else {
             let code = errno
             throw Failure(
@@ -32,21 +69,19 @@ enum SecretFile {
         guard fstat(descriptor, &status) == 0, status.st_mode & S_IFMT == S_IFREG else {
             throw Failure(.usage, "cannot read \(what) \(path): it is not a regular file")
         }
+        guard PathTrust.isTrusted(owner: status.st_uid) else {
+            throw Failure(
+                .notPermitted,
+                "cannot use \(what) \(path): it belongs to user \(status.st_uid), and not to root or this user"
+            )
+        }
         guard status.st_mode & privilege.mode == 0 else {
-            let (may, mode) = privilege == .read ? ("use", "600") : ("write", "go-w")
+            let (may, mode) = privilege.advice
             throw Failure(
                 .notPermitted,
                 "cannot use \(what) \(path): others than its owner may \(may) it; chmod \(mode) \(path)")
         }
-        do {
-            let data = try handle.read(upToCount: limit + 1) ?? Data()
-            guard data.count <= limit else {
-                throw Failure(.usage, "cannot read \(what) \(path): it has more than \(limit) bytes")
-            }
-            return String(decoding: data, as: UTF8.self)
-        } catch let failure as Failure {
-            throw failure
-        } catch { throw Failure(.io, "cannot read \(what) \(path): \(error)") }
+        return handle
     }
 
     /// What a CHAP file says: name and secret on its first line; on a second, if there is one, those by which the

@@ -45,6 +45,7 @@ struct TocCommand: AsyncParsableCommand {
 
     func run() async throws {
         if problems { return try printProblems() }
+        try Trust.require(copy + "/" + TocDescription.fileName, to: "make")
         let copy = try PhysicalCopy(copy)
         let store = try copy.openVolume(data.opener(of: copy))
         let service = try await StoreService.start(

@@ -33,6 +33,8 @@ import Testing
         try TestCertificates.make(in: scratch)
         try makePatternFile(scratch("volume.img"), count: 1 << 20)
         try Data("no PEM\n".utf8).write(to: URL(fileURLWithPath: scratch("text")))
+        // Else it is refused as a key, before anybody looks into it.
+        chmod(scratch("text"), 0o600)
         let good = ["ours/server-cert.pem", "ours/server-key.pem", "ours/ca-cert.pem"].map { scratch($0) }
         for (place, bad, text) in [
             (0, "none", "none: No such file"), (1, "none", "none: No such file"),

@@ -92,26 +92,15 @@ final class RestoreDirectories {
 
     /// Opens the directory; makes it where there is none.
     init(_ path: String) throws(AgentError) {
-        let doing = "restoring to"
-        var isNew = true
-        if mkdir(path, 0o700) != 0 {
-            isNew = false
-            guard errno == EEXIST else {
-                throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
-            }
-        }
-        let descriptor = Glibc.open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard descriptor >= 0 else {
-            throw AgentError.system(errno, doing: doing, to: path, otherwise: .cannotCreate)
-        }
+        let opened = try RestoreTop(path)
         var status = stat()
-        guard fstat(descriptor, &status) == 0 else {
+        guard fstat(opened.descriptor, &status) == 0 else {
             let number = errno
-            close(descriptor)
-            throw AgentError.system(number, doing: doing, to: path)
+            close(opened.descriptor)
+            throw AgentError.system(number, doing: "restoring to", to: path)
         }
-        topDescriptor = descriptor
-        top = RestoreDirectory([], in: nil, FileIdentity(status), isNew: isNew)
+        topDescriptor = opened.descriptor
+        top = RestoreDirectory([], in: nil, FileIdentity(status), isNew: opened.isNew)
     }
 
     deinit {

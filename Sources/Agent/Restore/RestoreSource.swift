@@ -51,6 +51,7 @@ public final class RestoreSource {
         _ cancellation: CancellationToken
     ) throws(AgentError) {
         self.copy = copy
+        try onCopy { () throws(CopyError) in try copy.requireBelievedLocation() }
         let opened: any BlockStore
         switch copy.dataLocation {
         case .path(let path), .member(let path):
