@@ -63,6 +63,7 @@ let package = Package(
         library("Bridge", ["Blocks", "SCSI", "AsyncIO", log]),
         library("Host", ["Blocks", "OriginalImage", "HostControl", log] + nio),
         library("PhysicalCopy", ["Blocks", "OriginalImage", "CLibArchive"]),
+        library("Metrics", ["Blocks", log, .product(name: "NIOHTTP1", package: "swift-nio")] + nio),
         library(
             "TableOfContents",
             [
@@ -84,7 +85,7 @@ let package = Package(
             name: "outboard",
             dependencies: [
                 "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "ISCSI", "NBD", "Bridge", "Host",
-                "PhysicalCopy", "TableOfContents", "Agent", log,
+                "PhysicalCopy", "TableOfContents", "Agent", "Metrics", log,
                 .product(name: "ArgumentParser", package: "swift-argument-parser"),
                 .product(name: "Crypto", package: "swift-crypto"), .product(name: "Yams", package: "Yams"),
                 .product(name: "NIOCore", package: "swift-nio"),
@@ -124,6 +125,7 @@ let package = Package(
             name: "FuzzTests",
             dependencies: fuzzed, path: "Tests/Fuzz", exclude: fuzzFiles,
             swiftSettings: strict),
+        tests("MetricsTests", ["Metrics", "Blocks", log]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
         tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
         tests(

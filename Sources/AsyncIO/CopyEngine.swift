@@ -318,6 +318,8 @@ public final class CopyEngine {
 
     private func finish(_ index: Int, _ piece: CopyPiece) {
         progress.add(bytes: piece.length)
+        piece.source.copied.add(from: piece.length)
+        piece.target.copied.add(to: piece.length)
         release(index, piece, isDone: true)
     }
 
@@ -358,7 +360,7 @@ public final class CopyEngine {
     private func report(_ segmentsIssued: Int) {
         var completed = min(segmentsIssued, firstGivenUp)
         for slot in slots { if let piece = slot.piece { completed = min(completed, piece.segment) } }
-        progress.update(segments: completed)
+        progress.update(segments: completed, requests: busy)
     }
 
     // MARK: Flush

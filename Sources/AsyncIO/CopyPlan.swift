@@ -46,6 +46,7 @@ public struct CopySegment: Sendable {
 public final class CopyProgress: Sendable {
     private let segments = Atomic<Int>(0)
     private let bytes = Atomic<UInt64>(0)
+    private let requests = Atomic<Int>(0)
 
     public init() {}
 
@@ -53,9 +54,26 @@ public final class CopyProgress: Sendable {
     public var segmentsCompleted: Int { segments.load(ordering: .relaxed) }
     /// Bytes written to targets, in whatever order.
     public var bytesWritten: UInt64 { bytes.load(ordering: .relaxed) }
+    /// Reads and writes that are under way.
+    public var requestsInFlight: Int { requests.load(ordering: .relaxed) }
 
-    func update(segments: Int) { self.segments.store(segments, ordering: .relaxed) }
+    func update(segments: Int, requests: Int) {
+        self.segments.store(segments, ordering: .relaxed)
+        self.requests.store(requests, ordering: .relaxed)
+    }
     func add(bytes: Int) { self.bytes.wrappingAdd(UInt64(bytes), ordering: .relaxed) }
+}
+
+/// Bytes that copy engines have read of a file and written to it since it was opened; pieces that were given up are none.
+public final class CopiedBytes: Sendable {
+    private let read = Atomic<UInt64>(0)
+    private let written = Atomic<UInt64>(0)
+
+    public var from: UInt64 { read.load(ordering: .relaxed) }
+    public var to: UInt64 { written.load(ordering: .relaxed) }
+
+    func add(from bytes: Int) { read.wrappingAdd(UInt64(bytes), ordering: .relaxed) }
+    func add(to bytes: Int) { written.wrappingAdd(UInt64(bytes), ordering: .relaxed) }
 }
 
 /// Why a copy did not come to its end. All that was before ``segment`` in the plan is written; of it and what

@@ -84,6 +84,8 @@ public final class StorageFile: GrowableStore, RenewableStore {
     /// Always through the page cache; the same as ``descriptor`` where there is no direct I/O.
     package let bufferedDescriptor: Int32
     let mode: StorageMode
+    /// What copy engines moved of this file.
+    public let copied = CopiedBytes()
     let ranges = RangeLock()
     let flushes = FlushQueue()
     let system: SystemCalls

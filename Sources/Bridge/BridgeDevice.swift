@@ -22,6 +22,7 @@ public final class BridgeDevice: SCSITargetDevice {
     let logger: Logger
     let clock: DeviceClock
     let running = Monitor(0)
+    let copies = CopyMeters()
     let reservations: Reservations
     let tokens: TokenStore
     /// Held while it is changed which checksums are kept.
@@ -234,17 +235,20 @@ public final class BridgeDevice: SCSITargetDevice {
         }
         guard let state = found else { return SCSIOutcome(status: .taskAborted) }
         defer { state.endCommand() }
-        do throws(CheckCondition) {
-            return try dispatch(task, state)
-        } catch {
-            return .checkCondition(
-                error.sense, descriptorFormat: usesDescriptorSense(task.lun, task.nexus),
+        let unit = unit(task.lun, for: task.nexus)
+        let outcome: SCSIOutcome
+        do throws(CheckCondition) { outcome = try dispatch(task, unit, state) } catch {
+            outcome = .checkCondition(
+                error.sense, descriptorFormat: unit?.mode.descriptorSense ?? false,
                 dataOutUsed: task.dataOut.count)
         }
+        unit?.meters.count(task, outcome)
+        return outcome
     }
 
-    private func dispatch(_ task: SCSITask, _ state: NexusState) throws(CheckCondition) -> SCSIOutcome {
-        let unit = unit(task.lun, for: task.nexus)
+    private func dispatch(
+        _ task: SCSITask, _ unit: LogicalUnit?, _ state: NexusState
+    ) throws(CheckCondition) -> SCSIOutcome {
         // INQUIRY, REPORT LUNS and REQUEST SENSE neither wait for a unit to be there nor report its unit
         // attentions (SAM-5 §5.14).
         let code = task.cdb.first.map(OperationCode.init(rawValue:))

@@ -231,6 +231,8 @@ struct SerialPiece: ~Copyable {
             }
             done += count
             control.record.wrote(count)
+            piece.source?.meters.copiedFrom(count)
+            piece.target.meters.copiedTo(count)
         }
     }
 

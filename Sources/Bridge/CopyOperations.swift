@@ -107,6 +107,9 @@ extension BridgeDevice {
             task.isAborted || state.isClosed || record.isTerminated
                 || targets.contains { $0.writeProtection != nil }
         }
+        copies.begin(record, work.plan, state.nexus)
+        var result = CopyMeters.Result.failed
+        defer { copies.end(record, result) }
         do throws(MoveFailure) {
             if control.isCancelled() { throw MoveFailure(reason: .cancelled, segment: 0) }
             // The engine writes to files, not through the units' stores, which would tell of it.
@@ -127,6 +130,7 @@ extension BridgeDevice {
             let isTold = record.isTerminated && !task.isAborted && !state.isClosed
             let sense = isTold ? SenseTable.clearedByDevice(segment: record.segmentsProcessed) : nil
             record.cancel(isTold ? .checkCondition : .taskAborted, sense)
+            result = .aborted
             operation.log("aborted", logger)
             if let sense { throw CheckCondition(sense) }
             return SCSIOutcome(status: .taskAborted, dataOutUsed: used)
@@ -142,6 +146,7 @@ extension BridgeDevice {
         }
         record.processed(segments: work.plan.segmentCount)
         record.finish(status)
+        result = .done
         operation.log("done", logger)
         return SCSIOutcome(status: .good, dataOutUsed: used)
     }

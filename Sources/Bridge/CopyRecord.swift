@@ -123,6 +123,8 @@ final class CopyRecord: Sendable {
 
     /// Bytes written to destinations so far.
     var bytesWritten: UInt64 { state.withLock(\.bytesWritten) }
+    /// Reads and writes of an engine that are under way.
+    var requestsInFlight: Int { state.withLock { $0.progress?.requestsInFlight ?? 0 } }
     /// Segments that are wholly done, none before them open.
     var segmentsProcessed: Int { state.withLock(\.segmentsProcessed) }
 

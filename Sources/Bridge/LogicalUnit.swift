@@ -8,6 +8,7 @@ final class LogicalUnit: Sendable {
     let name: String
     let path: String
     let isReadOnly: Bool
+    let meters = UnitMeters()
     private let modeValues = Monitor(ModeValues.defaults)
     /// Bytes.
     let blockSize: UInt32
