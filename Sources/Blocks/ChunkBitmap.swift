@@ -34,6 +34,57 @@ public final class ChunkBitmap: Sendable {
         return true
     }
 
+    /// Sets the bits of all these chunks.
+    public func insert(_ chunks: Range<UInt64>) {
+        guard !chunks.isEmpty else { return }
+        precondition(chunks.upperBound <= count, "a chunk beyond the volume")
+        var first = chunks.lowerBound
+        while first < chunks.upperBound {
+            let bit = first % Self.bitsPerWord
+            let number = min(Self.bitsPerWord - bit, chunks.upperBound - first)
+            let mask = (UInt64.max >> (Self.bitsPerWord - number)) << bit
+            let before = storage.word(Int(first / Self.bitsPerWord)) {
+                $0.bitwiseOr(mask, ordering: .acquiringAndReleasing).oldValue
+            }
+            populationCount.wrappingAdd(
+                UInt64((mask & ~before).nonzeroBitCount), ordering: .relaxed)
+            first += number
+        }
+    }
+
+    /// Runs of chunks that any of `bitmaps`, which are of one size, has: in order from chunk `first` on, as long as
+    /// can be, at most `limit`. Words of 64 chunks of which nobody has any cost a load each.
+    /// - Returns: also the first chunk that was not looked at; nil: all were.
+    public static func runs(
+        inAnyOf bitmaps: [ChunkBitmap], from first: UInt64, limit: Int
+    ) -> (runs: [Range<UInt64>], next: UInt64?) {
+        precondition(limit > 0)
+        guard let count = bitmaps.first?.count else { return ([], nil) }
+        precondition(bitmaps.allSatisfy { $0.count == count })
+        var runs: [Range<UInt64>] = []
+        var chunk = first
+        while chunk < count {
+            // The word's bits from this chunk on.
+            let bit = chunk % bitsPerWord
+            let word =
+                bitmaps.reduce(0) { word, bitmap in
+                    word | bitmap.storage.word(Int(chunk / bitsPerWord)) { $0.load(ordering: .acquiring) }
+                } >> bit
+            let skipped = min(UInt64(word.trailingZeroBitCount), bitsPerWord - bit)
+            chunk += skipped
+            guard word != 0 else { continue }
+            let length = UInt64((~(word >> skipped)).trailingZeroBitCount)
+            if let last = runs.last, last.upperBound == chunk {
+                runs[runs.count - 1] = last.lowerBound..<chunk + length
+            } else {
+                guard runs.count < limit else { return (runs, chunk) }
+                runs.append(chunk..<chunk + length)
+            }
+            chunk += length
+        }
+        return (runs, nil)
+    }
+
     /// Clears the bit.
     public func remove(_ chunk: UInt64) {
         let (word, mask) = place(chunk)

@@ -101,10 +101,6 @@ package struct ControlDispatcher: Sendable {
             return try run(SnapshotEndMethod.self, head, line) { parameters throws(ControlError) in
                 try volume.end(epoch: try uuid(parameters.epoch))
             }
-        case SnapshotAdoptMethod.name:
-            return try run(SnapshotAdoptMethod.self, head, line) { parameters throws(ControlError) in
-                try volume.adopt(epoch: try uuid(parameters.epoch), holder: holder)
-            }
         case CacheReleaseMethod.name:
             return try run(CacheReleaseMethod.self, head, line) { parameters throws(ControlError) in
                 try volume.release(epoch: try uuid(parameters.epoch))
@@ -117,6 +113,32 @@ package struct ControlDispatcher: Sendable {
             }
             answer.endsHost = true
             return answer
+        default: return try dispatchUnderWay(head, line, holder)
+        }
+    }
+
+    /// What can be done with an epoch between its beginning and its end.
+    private func dispatchUnderWay(
+        _ head: ControlRequestHead, _ line: [UInt8], _ holder: EpochHolder
+    ) throws(ControlError) -> Answer {
+        switch head.method {
+        case SnapshotAdoptMethod.name:
+            return try run(SnapshotAdoptMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.adopt(epoch: try uuid(parameters.epoch), holder: holder)
+            }
+        case SnapshotPassedMethod.name:
+            return try run(SnapshotPassedMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.passed(parameters.extents, epoch: try uuid(parameters.epoch))
+                return Empty()
+            }
+        case SnapshotChangesMethod.name:
+            return try run(SnapshotChangesMethod.self, head, line) { parameters throws(ControlError) in
+                try volume.changes(before: try uuid(parameters.epoch), from: parameters.from)
+            }
+        case CacheGrowMethod.name:
+            return try run(CacheGrowMethod.self, head, line) { parameters throws(ControlError) in
+                CacheGrowMethod.Result(capacity: try volume.grow(to: parameters.capacity))
+            }
         default: throw ControlError(.methodNotFound, "no method \(head.method.prefix(64))")
         }
     }

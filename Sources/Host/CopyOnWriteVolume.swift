@@ -23,6 +23,8 @@ public struct VolumeSettings: Sendable {
     public var boot: UUID
     /// Where what an administrator has to know is said.
     public var logger: Logger?
+    /// Nanoseconds since 1970.
+    public var realTime: @Sendable () -> Int64 = { VolumeSettings.systemTime }
 
     public init(
         uuid: UUID, chunkSize: UInt64, durability: Durability, cacheCapacity: UInt64? = nil,
@@ -57,6 +59,8 @@ public final class CopyOnWriteVolume: BlockStore {
     let buffers = BufferPool()
     let flushFailure = FlushFailure()
     let blockedWrites = Atomic<Int>(0)
+    /// Counts how often the cache has grown.
+    let growths = Atomic<UInt64>(0)
     /// Whether an epoch is open: all that a write without one looks at.
     let isEpochOpen = Atomic<Bool>(false)
     /// The last epoch. Changed only while the gate is closed and drained, or before the volume is used; read

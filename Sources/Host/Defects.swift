@@ -14,6 +14,15 @@ package struct Defects: OptionSet, Sendable {
     /// Opens an epoch while writes are in flight.
     package static let skipsDrain = Defects(rawValue: 1 << 2)
 
+    /// Takes a chunk for passed of which only a part is.
+    package static let passesParts = Defects(rawValue: 1 << 3)
+    /// Lets a snapshot read a passed chunk that was overwritten from the source.
+    package static let readsPassedFromSource = Defects(rawValue: 1 << 4)
+    /// Forgets chunks that were written while the host began anew.
+    package static let forgetsMarked = Defects(rawValue: 1 << 5)
+    /// Forgets changes that nobody had asked for before the host began anew once more.
+    package static let forgetsEarlierChanges = Defects(rawValue: 1 << 6)
+
     /// Of the variable `OUTBOARD_DEFECT`, in debug builds.
     static var ofEnvironment: Defects {
         #if DEBUG
@@ -22,6 +31,10 @@ package struct Defects: OptionSet, Sendable {
             case "preservesAfterWriting": return .preservesAfterWriting
             case "forgetsOneBit": return .forgetsOneBit
             case "skipsDrain": return .skipsDrain
+            case "passesParts": return .passesParts
+            case "readsPassedFromSource": return .readsPassedFromSource
+            case "forgetsMarked": return .forgetsMarked
+            case "forgetsEarlierChanges": return .forgetsEarlierChanges
             default: return []
             }
         #else
@@ -40,6 +53,10 @@ package enum Checkpoint: Hashable, Sendable {
     case wroteSource
     /// A snapshot read has read the source and not yet looked again.
     case readSource
+    /// The log is lost: told, and not yet void on the cache; then void, and writers mark only.
+    case announced, marking
+    /// The host has its turn to begin anew; then the log is the next epoch's, and the gate not yet closed.
+    case beginsAnew, begunAnew
     /// The epoch is open to the write path; the gate is still closed and drained. Nothing may be waited for here.
     case instituted(UUID)
 }

@@ -24,6 +24,10 @@ struct ControlState {
     var isClosed = false
     /// The last epoch, for those outside the gate.
     var epoch: Epoch?
+    /// The epoch whose log is lost and in whose place another is being begun: the next turn is that one's.
+    var restarting: Epoch?
+    /// Counts the changes of `restarting`.
+    var restartEvents: UInt64 = 0
 }
 
 extension CopyOnWriteVolume {
@@ -137,7 +141,7 @@ extension CopyOnWriteVolume {
     /// - Throws: ``ControlError/Code/epochOpen`` when an epoch is open, unless `force`d; then nothing is changed.
     public func endStandstills(force: Bool) throws(ControlError) {
         let ended = try control.withLockAndNotify { state throws(ControlError) -> ControlState.Standstill? in
-            guard force || state.epoch?.phase != .open else {
+            guard force || state.epoch?.phase.isUnderWay != true else {
                 throw ControlError(.epochOpen, "an epoch is open; end it first, or force")
             }
             state.isEnding = true

@@ -16,15 +16,18 @@ extension CopyOnWriteVolume {
         return try body()
     }
 
-    private func takeTurn() {
+    /// - Parameter restarting: whose turn it is, if it is the host's own.
+    func takeTurn(for restarting: Epoch? = nil) {
         control.wait { state -> Void? in
-            guard !state.isBusy else { return nil }
+            guard !state.isBusy, state.restarting == nil || state.restarting === restarting else {
+                return nil
+            }
             state.isBusy = true
             return ()
         }
     }
 
-    private func giveTurn() { control.withLockAndNotify { $0.isBusy = false } }
+    func giveTurn() { control.withLockAndNotify { $0.isBusy = false } }
 
     // MARK: Epochs
 
@@ -52,8 +55,7 @@ extension CopyOnWriteVolume {
             }
             do throws(ControlError) {
                 try flushSourceForControl()
-                let instant = try install(next)
-                try controlling { () throws(LogError) in try log.stamp(institutedAt: instant) }
+                try install(next)
             } catch {
                 // The cache may have been full as soon as the gate was open.
                 let voided = log.epoch.flatMap { $0.state == .void ? $0.voidReason : nil }
@@ -66,10 +68,20 @@ extension CopyOnWriteVolume {
         }
     }
 
-    /// Opens the epoch to the write path, with the gate closed and drained.
-    /// - Returns: the instant.
-    private func install(_ next: Epoch) throws(ControlError) -> Int64 {
-        // Within the holder's own freeze: nobody else's can have begun, since it is our turn.
+    /// Opens the epoch, which the log has, to the write path, with the gate closed and drained, and has the log know
+    /// the instant.
+    func install(_ next: Epoch) throws(ControlError) {
+        let instant = try publishInGate(next)
+        do throws(LogError) { try log.stamp(institutedAt: instant) } catch {
+            // It was open, and its log is lost already: the host is about to begin anew.
+            if control.withLock({ $0.restarting === next }) { return }
+            throw ControlError(.io, "the cache: \(error)")
+        }
+    }
+
+    private func publishInGate(_ next: Epoch) throws(ControlError) -> Int64 {
+        // Within a freeze: the holder's own, or anybody's if the host itself begins anew. It cannot be another's
+        // institution, since it is our turn.
         if let instant = control.withLock({ publish(next, &$0) }) { return instant }
         let deadline = MonotonicClock.now + UInt64(settings.drainSeconds * 1e9)
         let token = try closeGateAndFlush(isFreeze: false, holder: next.holder, until: deadline)
@@ -85,17 +97,19 @@ extension CopyOnWriteVolume {
     /// - Returns: the instant; nil when the gate is not closed.
     private func publish(_ next: Epoch, _ state: inout ControlState) -> Int64? {
         guard let standstill = state.standstill else { return nil }
+        let instant = settings.realTime()
+        next.instant.store(instant, ordering: .relaxed)
         state.epoch = next
         epoch = next
         isEpochOpen.store(true, ordering: .releasing)
         hook?(.instituted(next.uuid))
         next.gateNanoseconds.store(MonotonicClock.now &- standstill.since, ordering: .relaxed)
-        return realTime()
+        return instant
     }
 
     /// Makes the log durable up to here.
     public func mark(epoch uuid: UUID) throws(ControlError) -> LogMarker {
-        try inTurn { () throws(ControlError) in
+        try inTurn(of: uuid) { () throws(ControlError) in
             try requireOpen(uuid)
             return try settling { () throws(LogError) in try log.mark() }
         }
@@ -103,7 +117,7 @@ extension CopyOnWriteVolume {
 
     /// Ends the relation and retains the cache. An epoch that has ended already gives its final marker again.
     public func end(epoch uuid: UUID) throws(ControlError) -> LogMarker {
-        try inTurn { () throws(ControlError) in try endInTurn(uuid) }
+        try inTurn(of: uuid) { () throws(ControlError) in try endInTurn(uuid) }
     }
 
     private func endInTurn(_ uuid: UUID) throws(ControlError) -> LogMarker {
@@ -118,7 +132,7 @@ extension CopyOnWriteVolume {
 
     /// The retained cache of that epoch is needed no more; an open epoch is ended first.
     public func release(epoch uuid: UUID) throws(ControlError) {
-        try inTurn { () throws(ControlError) in
+        try inTurn(of: uuid) { () throws(ControlError) in
             guard let found = log.epoch, found.uuid == uuid, found.state != .released else {
                 throw ControlError(.noSuchEpoch, "the cache holds no epoch \(uuid)")
             }
@@ -131,26 +145,7 @@ extension CopyOnWriteVolume {
         }
     }
 
-    /// Has the open epoch held by another connection, after the one that held it has gone.
-    /// - Throws: ``ControlError/Code/epochHeld``; ``ControlError/Code/noSuchEpoch`` also for one that was found in the
-    ///   cache.
-    public func adopt(epoch uuid: UUID, holder: EpochHolder) throws(ControlError) -> EpochStatus {
-        try inTurn { () throws(ControlError) in
-            try requireOpen(uuid)
-            guard let live = currentEpoch, live.uuid == uuid, !live.isResumed else {
-                throw ControlError(
-                    .noSuchEpoch,
-                    "the epoch \(uuid) was begun before the host was started anew, and what was written past "
-                        + "the host meanwhile is not known; release it and begin another")
-            }
-            guard live.adopt(by: holder) else {
-                throw ControlError(.epochHeld, "another connection holds the epoch \(uuid)")
-            }
-            return try statusOfEpoch()
-        }
-    }
-
-    private func requireOpen(_ uuid: UUID) throws(ControlError) {
+    func requireOpen(_ uuid: UUID) throws(ControlError) {
         guard let found = log.epoch, found.uuid == uuid, found.state != .released else {
             throw ControlError(.noSuchEpoch, "there is no epoch \(uuid)")
         }
@@ -164,16 +159,16 @@ extension CopyOnWriteVolume {
     /// A log that cannot be made durable is not complete: its epoch becomes void.
     private func settling(_ body: () throws(LogError) -> LogPosition) throws(ControlError) -> LogMarker {
         do throws(LogError) { return LogMarker(try body()) } catch {
-            if let epoch = currentEpoch { abandon(epoch, "the cache failed: \(error)") }
+            if let epoch = currentEpoch { loseLog(of: epoch, "the cache failed: \(error)") }
             throw ControlError(.epochVoid, "the epoch is void: \(log.epoch?.voidReason ?? "\(error)")")
         }
     }
 
-    private func controlling(_ body: () throws(LogError) -> Void) throws(ControlError) {
+    func controlling(_ body: () throws(LogError) -> Void) throws(ControlError) {
         do throws(LogError) { try body() } catch { throw ControlError(.io, "the cache: \(error)") }
     }
 
-    private var currentEpoch: Epoch? { control.withLock { $0.epoch } }
+    var currentEpoch: Epoch? { control.withLock { $0.epoch } }
 
     /// Flushes everything and records what could not be recorded before; for the host's end, when nobody writes
     /// any more. An open epoch stays open and resumes. After ``endStandstills(force:)`` all control operations are
@@ -186,76 +181,4 @@ extension CopyOnWriteVolume {
         try log.store.flush()
         try flushSource()
     }
-
-    // MARK: Status
-
-    /// The logical snapshot, while an epoch is open.
-    public var snapshot: (any BlockStore)? {
-        guard let epoch = currentEpoch, epoch.phase == .open else { return nil }
-        return LogicalSnapshot(of: self, epoch)
-    }
-
-    private func statusOfEpoch() throws(ControlError) -> EpochStatus {
-        guard let status = epochStatus else {
-            throw ControlError(.internalError, "the epoch is gone")
-        }
-        return status
-    }
-
-    /// The current epoch or the last one.
-    public var epochStatus: EpochStatus? {
-        guard let found = log.epoch, let state = EpochState(rawValue: found.state.description) else {
-            return nil
-        }
-        let live = currentEpoch.flatMap { $0.uuid == found.uuid ? $0 : nil }
-        return EpochStatus(
-            number: found.number, uuid: found.uuid.uuidString, state: state,
-            institutedAt: found.institutedAt,
-            gateNanoseconds: live?.gateNanoseconds.load(ordering: .relaxed) ?? 0,
-            isHeld: live?.isHeld ?? false,
-            voidReason: found.state == .void ? found.voidReason : nil)
-    }
-
-    /// `volume.status`.
-    public func status(of place: HostDescriptor) -> VolumeStatus {
-        let head = log.head
-        return VolumeStatus(
-            volumeUUID: settings.uuid.uuidString, source: place.source, cache: place.cache, size: size,
-            chunkSize: geometry.chunkSize, durability: settings.durability,
-            onCacheFull: settings.onCacheFull, isFrozen: isFrozen, uris: place.uris, socket: place.socket,
-            epoch: epochStatus, cacheCapacity: log.totalCapacity, cacheUsed: head.position,
-            counters: meters.counters(batches: head.sequence), latencies: meters.latencies,
-            flushFailure: flushFailure.text)
-    }
-}
-
-/// What the host's control socket says of paths and addresses, which the volume itself does not know.
-public struct HostDescriptor: Sendable {
-    /// Absolute paths.
-    public var source: String
-    public var cache: String
-    /// The NBD URIs, the local one first.
-    public var uris: [String]
-    /// The unix socket on which NBD is served.
-    public var socket: String
-
-    public init(source: String, cache: String, uris: [String], socket: String) {
-        self.source = source
-        self.cache = cache
-        self.uris = uris
-        self.socket = socket
-    }
-}
-
-extension LogMarker {
-    init(_ place: LogPosition) {
-        self.init(position: place.position, sequence: place.sequence, entries: place.entries)
-    }
-}
-
-/// Nanoseconds since 1970.
-private func realTime() -> Int64 {
-    var time = timespec()
-    clock_gettime(CLOCK_REALTIME, &time)
-    return Int64(time.tv_sec) * 1_000_000_000 + Int64(time.tv_nsec)
 }

@@ -19,6 +19,11 @@ public enum HostLimits {
     /// Nanoseconds that another process may keep the control socket's directory locked: hosts that start do it for a
     /// moment each.
     public static let directoryLockNanoseconds: UInt64 = 5_000_000_000
+    /// How often in a row the host begins anew because the cache is full, before it abandons the copy.
+    public static let restarts = 8
+    /// Samples of the cache's fill from which its future is told, and nanoseconds between two.
+    public static let fillSamples = 10
+    public static let fillInterval: UInt64 = 1_000_000_000
     /// Buckets of a latency histogram; the last one counts all from about 17 s.
     public static let latencyBuckets = 26
 }

@@ -1,7 +1,7 @@
 import Blocks
 import OriginalImage
 
-/// The volume as of the epoch's instant, read-only, without any lock against writers: a preserved chunk is read
+/// The volume as of the epoch's instant but for what its copy had passed before it was overwritten, read-only, without any lock against writers: a preserved chunk is read
 /// from the cache; another from the source, and *then* looked at again: if it has become preserved meanwhile,
 /// the source may have been overwritten under the read, and the cache is read after all.
 final class LogicalSnapshot: ReadOnlyStore {
@@ -64,8 +64,12 @@ final class LogicalSnapshot: ReadOnlyStore {
         let whole = volume.geometry.range(of: chunk)
         guard let part = whole.intersection(range) else { return }
         let target = slice(part, range, buffer)
-        if volume.defects.contains(.forgetsOneBit), !volume.log.contains(chunk) {
-            return try volume.source.read(at: part.offset, into: target)
+        guard volume.log.contains(chunk) else {
+            if !volume.defects.isDisjoint(with: [.forgetsOneBit, .readsPassedFromSource]) {
+                return try volume.source.read(at: part.offset, into: target)
+            }
+            // The copy had it, so nobody kept it: nothing was lost that was promised.
+            throw StoreError(.gone)
         }
         if part == whole { return try original(of: chunk, into: target) }
         // The CRC is the whole original's.

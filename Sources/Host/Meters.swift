@@ -14,6 +14,7 @@ final class Meters: Sendable {
     let flushes = Atomic<UInt64>(0)
     let chunksPreserved = Atomic<UInt64>(0)
     let zeroChunks = Atomic<UInt64>(0)
+    let chunksSpared = Atomic<UInt64>(0)
 
     let readTime = LatencyMeter()
     let writeTime = LatencyMeter()
@@ -33,6 +34,7 @@ final class Meters: Sendable {
         counters.flushes = flushes.load(ordering: .relaxed)
         counters.chunksPreserved = chunksPreserved.load(ordering: .relaxed)
         counters.zeroChunks = zeroChunks.load(ordering: .relaxed)
+        counters.chunksSpared = chunksSpared.load(ordering: .relaxed)
         counters.batches = batches
         return counters
     }

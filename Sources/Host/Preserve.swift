@@ -4,18 +4,22 @@ import OriginalImage
 import Synchronization
 
 extension CopyOnWriteVolume {
-    /// Returns when every chunk that `range` touches is preserved, or the epoch needs no originals any more.
+    /// Returns when every chunk that `range` touches is preserved, or marked where nobody needs its original, or when
+    /// the epoch is over.
     func preserve(_ range: ByteRange, _ epoch: Epoch) {
         let chunks = geometry.chunks(touching: range)
         guard !chunks.allSatisfy({ epoch.preserved.contains($0) }) else { return }
         let start = MonotonicClock.now
-        defer { meters.preserveTime.count(since: start) }
+        defer {
+            meters.preserveTime.count(since: start)
+            epoch.fill.note(at: start) { log.usedBytes }
+        }
         let step = UInt64(
             min(HostLimits.originalChunks, HostLimits.originalBytes / Int(geometry.chunkSize)))
         var first = chunks.lowerBound
         while first < chunks.upperBound {
             let next = min(first + step, chunks.upperBound)
-            while epoch.phase == .open, !first.isPreserved(upTo: next, in: epoch) {
+            while epoch.phase.isUnderWay, !first.isPreserved(upTo: next, in: epoch) {
                 preserveStep(first..<next, epoch)
             }
             first = next
@@ -25,27 +29,36 @@ extension CopyOnWriteVolume {
     /// Preserves those of `chunks` that nobody else has claimed, then waits for the others' owners.
     /// Own chunks come first: nobody waits while it holds a claim, so that there can be no circle.
     private func preserveStep(_ chunks: Range<UInt64>, _ epoch: Epoch) {
+        // Others' claims matter no more: their owners may wait for a cache that nobody needs.
+        guard epoch.phase == .open else { return spare(chunks, epoch) }
         withUnsafeTemporaryAllocation(of: UInt64.self, capacity: chunks.count) { list in
             var count = 0
             for chunk in chunks where epoch.claimed.insert(chunk) {
-                list[count] = chunk
-                count += 1
-            }
-            if count > 0 {
-                hook?(.claimed)
-                let mine = UnsafeBufferPointer(rebasing: list[..<count])
-                if preserve(mine, epoch) {
-                    epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.preserved.insert(chunk) }
-                    }
+                if epoch.needsOriginal(of: chunk) {
+                    list[count] = chunk
+                    count += 1
                 } else {
-                    epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.claimed.remove(chunk) } }
+                    spare(CollectionOfOne(chunk), epoch)
                 }
+            }
+            guard count > 0 else { return }
+            hook?(.claimed)
+            let mine = UnsafeBufferPointer(rebasing: list[..<count])
+            if preserve(mine, epoch) {
+                epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.preserved.insert(chunk) } }
+            } else {
+                epoch.changes.withLockAndNotify { _ in for chunk in mine { epoch.claimed.remove(chunk) } }
             }
         }
         epoch.changes.wait { _ in
             let settled = chunks.allSatisfy { epoch.preserved.contains($0) || !epoch.claimed.contains($0) }
             return settled || epoch.phase != .open ? () : nil
         }
+    }
+
+    /// Nobody needs these chunks' originals.
+    private func spare(_ chunks: some Sequence<UInt64>, _ epoch: Epoch) {
+        meters.chunksSpared.wrappingAdd(UInt64(epoch.mark(chunks)), ordering: .relaxed)
     }
 
     /// Reads and commits the originals of claimed chunks.
@@ -108,6 +121,7 @@ extension CopyOnWriteVolume {
         var deadline: UInt64?
         while true {
             let failure: LogError
+            let growth = growths.load(ordering: .acquiring)
             do throws(LogError) {
                 try log.append(
                     UnsafeBufferPointer(rebasing: originals[..<remaining]), epoch: epoch.uuid)
@@ -119,8 +133,8 @@ extension CopyOnWriteVolume {
             }
             let until = deadline ?? MonotonicClock.now &+ UInt64(settings.blockSeconds * 1e9)
             deadline = until
-            guard settings.onCacheFull == .block, waitForCache(failure, until, epoch) else {
-                abandon(epoch, "the cache failed: \(failure)")
+            guard settings.onCacheFull == .block, waitForCache(failure, growth, until, epoch) else {
+                loseLog(of: epoch, "the cache failed: \(failure)")
                 return false
             }
             if epoch.phase != .open { return false }
@@ -134,18 +148,21 @@ extension CopyOnWriteVolume {
         }
     }
 
-    /// Waits until it is worth another try or the epoch is over. Only the agent ends an epoch, and only its end
-    /// helps against a full cache: without an agent nobody waits.
+    /// Waits until it is worth another try or the epoch is over. Against a full cache helps that the agent ends the
+    /// epoch, or that the cache grows, for which nobody has a reason without an agent: then nobody waits.
+    /// - Parameter growth: what ``growths`` was before the try that failed.
     /// - Returns: false when the time is up, or the cache is full and nobody holds the epoch (any more).
-    private func waitForCache(_ failure: LogError, _ deadline: UInt64, _ epoch: Epoch) -> Bool {
+    private func waitForCache(
+        _ failure: LogError, _ growth: UInt64, _ deadline: UInt64, _ epoch: Epoch
+    ) -> Bool {
         let now = MonotonicClock.now
         guard now < deadline, failure != .full || epoch.isHeld else { return false }
         blockedWrites.wrappingAdd(1, ordering: .relaxed)
         defer { blockedWrites.wrappingSubtract(1, ordering: .relaxed) }
-        // A full log does not become less full in an open epoch; a device may come back.
+        // A full log does not become less full by itself; a device may come back.
         let patience = failure == .full ? deadline - now : min(deadline - now, HostLimits.retryNanoseconds)
         let over: Bool? = epoch.changes.wait(nanoseconds: patience) { _ in
-            if epoch.phase != .open { return true }
+            if epoch.phase != .open || growths.load(ordering: .acquiring) != growth { return true }
             return failure == .full && !epoch.isHeld ? false : nil
         }
         return over ?? (failure != .full)
@@ -155,6 +172,11 @@ extension CopyOnWriteVolume {
     /// - Parameter isKnown: somebody has been told of the epoch, and so is an administrator of its end.
     func abandon(_ epoch: Epoch, _ reason: String, isKnown: Bool = true) {
         guard epoch.phase == .open, epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
+        makeVoid(epoch, reason)
+    }
+
+    /// What ``abandon(_:_:)`` does once it is decided.
+    func makeVoid(_ epoch: Epoch, _ reason: String) {
         // First on the cache, so that a crash cannot bring the epoch back.
         log.void(reason, epoch: epoch.uuid)
         epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last

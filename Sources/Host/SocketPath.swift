@@ -64,7 +64,7 @@ enum SocketPath {
                 throw code == EWOULDBLOCK
                     ? .directoryLocked(directory) : .system("cannot lock", path: directory, errno: code)
             }
-            usleep(10_000)
+            BlockingThread.sleep(nanoseconds: 10_000_000)
         }
         return lock
     }

@@ -256,6 +256,9 @@ public struct VolumeCounters: Codable, Hashable, Sendable {
     /// Chunks whose originals were preserved, and those of them that were all zeros.
     public var chunksPreserved: UInt64 = 0
     public var zeroChunks: UInt64 = 0
+    /// Chunks that were overwritten for the first time in an epoch and whose originals nobody needed: the copy had
+    /// them already (`snapshot.passed`), or the cache was full and the host began anew.
+    public var chunksSpared: UInt64 = 0
     public var batches: UInt64 = 0
 
     public init() {}

@@ -225,13 +225,18 @@ extension OriginalImageLog {
             try onStore { () throws(StoreError) in try store.grow(to: capacity) }
         }
         guard capacity <= store.size else { throw .tooSmall(needed: capacity, available: store.size) }
-        if state.withLock({ $0.superblock.epoch?.state == .open }) {
-            try update { superblock throws(LogError) in
-                guard superblock.epoch?.state == .open else { throw .wrongState(superblock.epoch?.state) }
-                superblock.capacity = capacity
+        // An ended log is left as it is, since copies of it may be under way.
+        if epoch?.state == .open {
+            do throws(LogError) {
+                try update { superblock throws(LogError) in
+                    guard superblock.epoch?.state == .open else { throw .wrongState(superblock.epoch?.state) }
+                    superblock.capacity = capacity
+                }
+            } catch {
+                // Over at that moment: the next one has it.
+                guard case .wrongState = error else { throw error }
             }
         }
-        // An ended log is left as it is, since copies of it may be under way.
         state.withLock { $0.capacity = capacity }
         return capacity
     }

@@ -22,8 +22,11 @@ enum Fixture {
 }
 
 /// A store in memory whose operations can be torn by others, fail on demand, and be held up.
-final class FaultyStore: BlockStore {
+final class FaultyStore: GrowableStore {
     private let below: MemoryStore
+    private let length: Atomic<UInt64>
+    /// Writes from this offset on fail.
+    let failsWritesFrom = Atomic<UInt64>(.max)
     let failsWrites = Atomic<Bool>(false)
     let failsReads = Atomic<Bool>(false)
     let failsFlushes = Atomic<Bool>(false)
@@ -37,10 +40,20 @@ final class FaultyStore: BlockStore {
     /// Called at the start of a flush, before anything fails.
     let midFlush = Monitor<(@Sendable () -> Void)?>(nil)
 
-    init(_ bytes: [UInt8]) { below = MemoryStore(bytes) }
-    convenience init(size: Int) { self.init([UInt8](repeating: 0, count: size)) }
+    /// - Parameter room: bytes up to which it can grow.
+    init(_ bytes: [UInt8], room: Int = 0) {
+        below = MemoryStore(bytes + [UInt8](repeating: 0, count: max(0, room - bytes.count)))
+        length = Atomic(UInt64(bytes.count))
+    }
+    convenience init(size: Int, room: Int = 0) {
+        self.init([UInt8](repeating: 0, count: size), room: room)
+    }
 
-    var size: UInt64 { below.size }
+    var size: UInt64 { length.load(ordering: .relaxed) }
+    func grow(to size: UInt64) throws(StoreError) {
+        guard size <= below.size else { throw StoreError(.noSpace, errno: 28) }
+        length.max(size, ordering: .relaxed)
+    }
     var capabilities: StoreCapabilities { below.capabilities }
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
         if failsReads.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
@@ -48,6 +61,7 @@ final class FaultyStore: BlockStore {
     }
     func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
         if failsWrites.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
+        if offset >= failsWritesFrom.load(ordering: .relaxed) { throw StoreError(.io, errno: 5) }
         if failsForWantOfRoom.load(ordering: .relaxed) { throw StoreError(.noSpace, errno: 28) }
         // In two parts, as a device may.
         let half = buffer.count / 2
@@ -112,6 +126,13 @@ final class Turnstile: Sendable {
     func hold(at checkpoint: Checkpoint) { state.withLockAndNotify { $0.held = checkpoint } }
     func open() { state.withLockAndNotify { $0.held = nil } }
     func waitForArrival() { state.wait { $0.arrived > 0 ? () : nil } }
+    /// Holds at another checkpoint; who is held at this one goes on.
+    func move(to checkpoint: Checkpoint) {
+        state.withLockAndNotify { state in
+            state.held = checkpoint
+            state.arrived = 0
+        }
+    }
 
     func pass(_ checkpoint: Checkpoint) {
         let mustWait = state.withLockAndNotify { state -> Bool in
