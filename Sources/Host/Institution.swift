@@ -60,7 +60,7 @@ extension CopyOnWriteVolume {
                 // The cache may have been full as soon as the gate was open.
                 let voided = log.epoch.flatMap { $0.state == .void ? $0.voidReason : nil }
                 // Nobody has heard of this epoch; its cache is free again.
-                abandon(next, "institution failed: \(error.message)", isKnown: false)
+                abandon(next, "institution failed: \(error.message)")
                 try controlling { () throws(LogError) in try log.release() }
                 throw voided.map { ControlError(.epochVoid, "the epoch is void: \($0)") } ?? error
             }

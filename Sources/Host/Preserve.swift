@@ -169,8 +169,7 @@ extension CopyOnWriteVolume {
     }
 
     /// Makes the epoch void unless it is over. Writes go on unharmed from here on.
-    /// - Parameter isKnown: somebody has been told of the epoch, and so is an administrator of its end.
-    func abandon(_ epoch: Epoch, _ reason: String, isKnown: Bool = true) {
+    func abandon(_ epoch: Epoch, _ reason: String) {
         guard epoch.phase == .open, epoch.takeVoiding() else { return epoch.waitUntilNotOpen() }
         makeVoid(epoch, reason)
     }
@@ -181,7 +180,8 @@ extension CopyOnWriteVolume {
         log.void(reason, epoch: epoch.uuid)
         epoch.move(to: .void)  // before a write may pass without preserving: snapshot readers look at it last
         isEpochOpen.store(false, ordering: .releasing)
-        guard isKnown else { return }
+        // One that was never open had no copy.
+        guard epoch.instant.load(ordering: .relaxed) != LogEpoch.notInstituted else { return }
         settings.logger?.warning(
             "the epoch is void: the copy that is running fails, applications go on",
             metadata: ["epoch": .stringConvertible(epoch.number), "reason": "\(reason)"])
