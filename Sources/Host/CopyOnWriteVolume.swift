@@ -106,6 +106,7 @@ public final class CopyOnWriteVolume: BlockStore {
                 resumed.claimed.insert(chunk)
                 resumed.preserved.insert(chunk)
             }
+            resumed.instant.store(found.institutedAt, ordering: .relaxed)
             epoch = resumed
             control.withLock { $0.epoch = resumed }
             isEpochOpen.store(true, ordering: .releasing)

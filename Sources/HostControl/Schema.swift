@@ -258,7 +258,7 @@ public struct VolumeCounters: Codable, Hashable, Sendable {
     public var zeroChunks: UInt64 = 0
     /// Chunks that were overwritten for the first time in an epoch and whose originals nobody needed: the copy had
     /// them already (`snapshot.passed`), or the cache was full and the host began anew.
-    public var chunksSpared: UInt64 = 0
+    public var chunksSpared: UInt64?
     public var batches: UInt64 = 0
 
     public init() {}

@@ -29,7 +29,7 @@ import Testing
         VolumeExtent(offset: offset, count: count)
     }
 
-    private func spared(_ volume: CopyOnWriteVolume) -> UInt64 {
+    private func spared(_ volume: CopyOnWriteVolume) -> UInt64? {
         volume.status(of: HostDescriptor(source: "/s", cache: "/c", uris: [], socket: "/n")).counters
             .chunksSpared
     }
