@@ -23,7 +23,7 @@ struct HostCommand: AsyncParsableCommand, LoggingCommand {
 
             The original image cache is a file or a block device. A file that does not exist is made, of \
             --cache-size bytes, sparse. It must hold what applications overwrite while a copy runs, once \
-            for each chunk; when it is full, --on-cache-full decides.
+            for each chunk; when it is full, --on-cache-full decides, and `outboard grow` helps before.
 
             EXAMPLE:
                 outboard host --source /dev/vg0/data --cache /dev/vg0/data-cache \\
@@ -113,10 +113,11 @@ struct HostOptions: ParsableArguments {
 
     @Option(
         help: ArgumentHelp(
-            "When the cache is full or fails: `abandon` the copy, so that applications notice nothing; or "
-                + "`block` writes for up to 30 s, then abandon it. A write waits for a full cache only while the "
-                + "agent that began the copy is there: nobody else would make room.",
-            valueName: "abandon|block"))
+            "When the cache is full or fails: `abandon` the copy, so that applications notice nothing; `block` "
+                + "writes for up to 30 s, then abandon it; or `restart-from`, by which no write waits and the copy "
+                + "becomes one of a later instant: what was overwritten since the first is copied again. A write "
+                + "waits, or a copy begins anew, only while the agent that began it is there.",
+            valueName: "abandon|block|restart-from"))
     var onCacheFull = CacheFullPolicy.abandon
 
     @Option(

@@ -23,7 +23,7 @@ struct Outboard: AsyncParsableCommand {
         subcommands: [
             HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
             IntegrateCommand.self, RestoreCommand.self, TocCommand.self, ListCommand.self, FindCommand.self,
-            CatCommand.self, MountCommand.self, BackupCommand.self, ThawGuardCommand.self,
+            CatCommand.self, MountCommand.self, BackupCommand.self, GrowCommand.self, ThawGuardCommand.self,
             ReadFileSystemsCommand.self,
         ])
 
