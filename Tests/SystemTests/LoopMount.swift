@@ -2,39 +2,70 @@ import Blocks
 import Foundation
 import TestSupport
 
-/// An ext4 on a host's export: nbdfuse makes a file of the export, the kernel mounts that by a loop device.
+/// A file system on a host's export: nbdfuse makes a file of the export, the kernel mounts that by a loop device.
 final class LoopMount: Sendable {
     static let isPossible = Tier.isHost && Machine.canMount
     static let reason: String =
         "host tier only: mounts by FUSE and loop devices as root (OUTBOARD_TIER=host, /dev/fuse, /dev/loop-control)"
 
-    let host: HostProcess
-    let mountPoint: String
+    private struct State {
+        var host: HostProcess
+        var fuse: ChildProcess
+    }
+    private let state: Monitor<State>
+    private let options: [String]
+    private let size: UInt64
     private let file: String
-    private let fuse: ChildProcess
+    let mountPoint: String
+    var host: HostProcess { state.withLock { $0.host } }
 
-    init(size: UInt64, options: [String] = []) throws {
+    /// - Parameter kind: `ext4` or `xfs`.
+    init(size: UInt64, _ kind: String = "ext4", options: [String] = []) throws {
         let scratch = try ScratchDirectory()
         let volume = scratch("volume.img")
         try makeSparseFile(volume, size: size)
-        try Self.succeed("mkfs.ext4", ["-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", volume])
-        host = try HostProcess(scratch, options: options)
+        let whole = ["-E", "lazy_itable_init=0,lazy_journal_init=0"]
+        try LoopMount.succeed("mkfs." + kind, ["-q"] + (kind == "ext4" ? whole : []) + [volume])
+        self.size = size
+        self.options = options
         file = scratch("fuse")
         mountPoint = scratch("mnt")
-        try makeSparseFile(file, size: 0)
         try FileManager.default.createDirectory(atPath: mountPoint, withIntermediateDirectories: false)
-        fuse = try ChildProcess("nbdfuse", [file, "--unix", host.socket])
-        try waitUntil("nbdfuse serves") { [file] in
+        let host = try HostProcess(scratch, options: options)
+        state = Monitor(State(host: host, fuse: try Self.serve(host, file, size)))
+        try Self.succeed("mount", ["-o", "loop", file, mountPoint])
+    }
+
+    /// Makes a file of a host's export.
+    private static func serve(_ host: HostProcess, _ file: String, _ size: UInt64) throws -> ChildProcess {
+        try makeSparseFile(file, size: 0)
+        let fuse = try ChildProcess("nbdfuse", [file, "--unix", host.socket])
+        try waitUntil("nbdfuse serves") {
+            guard fuse.isRunning else { throw TestFailure("nbdfuse ended: \(fuse.errors)") }
             var status = stat()
             return stat(file, &status) == 0 && status.st_size == off_t(size)
         }
+        return fuse
+    }
+
+    /// After the host's death, as after a disk was pulled out: unmounts, starts the host anew, mounts again.
+    func reconnect() throws {
+        Self.unmount(mountPoint)
+        disconnect()
+        let host = try HostProcess(host.directory, options: options)
+        let fuse = try Self.serve(host, file, size)
+        state.withLock { $0 = State(host: host, fuse: fuse) }
         try Self.succeed("mount", ["-o", "loop", file, mountPoint])
+    }
+
+    private func disconnect() {
+        _ = try? runProgram("fusermount3", ["-u", "-z", file], seconds: 10)
+        state.withLock { $0.fuse }.stop()
     }
 
     deinit {
         Self.unmount(mountPoint)
-        _ = try? runProgram("fusermount3", ["-u", "-z", file], seconds: 10)
-        fuse.stop()
+        disconnect()
     }
 
     /// Thaws and unmounts, whatever a test has left.
