@@ -1,3 +1,4 @@
+import Foundation
 import HostControl
 import Testing
 
@@ -59,5 +60,19 @@ import Testing
                     ControlRequestHead.self, from: Array(#"{"jsonrpc":"2.0","id":\#(id),"method":"m"}"#.utf8))
             }
         }
+    }
+
+    /// The most extents with the largest numbers, in a request and in an answer.
+    @Test func asManyExtentsAsMayBeFitALine() throws {
+        let extents = [VolumeExtent](
+            repeating: VolumeExtent(offset: .max, count: .max), count: Limits.extents)
+        let request = ControlRequest(
+            id: .max, method: SnapshotPassedMethod.name,
+            params: SnapshotPassedMethod.Parameters(epoch: UUID().uuidString, extents: extents))
+        #expect(try ControlCodec.line(of: request).count <= Limits.lineBytes)
+        let answer = ControlResponse(
+            id: .string(String(repeating: "x", count: Limits.idBytes)),
+            result: SnapshotChangesMethod.Result(extents: extents, next: .max))
+        #expect(try ControlCodec.line(of: answer).count <= Limits.lineBytes)
     }
 }

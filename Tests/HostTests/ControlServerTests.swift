@@ -163,6 +163,37 @@ private final class RawClient: @unchecked Sendable {  // one thread sends and on
         }
     }
 
+    @Test func whatIsUnderWay() async throws {
+        try await serve { path, volume in
+            let client = try RawClient(path)
+            func line(_ method: String, _ parameters: String) -> String {
+                #"{"jsonrpc":"2.0","id":1,"method":"\#(method)","params":{\#(parameters)}}"#
+            }
+            let begun = try client.ask(#"{"jsonrpc":"2.0","id":1,"method":"snapshot.begin"}"#)
+            let epoch = try #require((begun["result"] as? [String: Any])?["uuid"] as? String)
+            func passed(_ extents: [String]) -> String {
+                line(
+                    "snapshot.passed", #""epoch":"\#(epoch)","extents":[\#(extents.joined(separator: ","))]"#)
+            }
+            let chunk = #"{"offset":4096,"count":4096}"#
+            let most = [String](repeating: chunk, count: Limits.extents)
+            #expect(try client.code(passed(most)) == nil)
+            #expect(try client.code(passed(most + [chunk])) == -32602)
+            #expect(try client.code(passed([#"{"offset":40961,"count":0}"#])) == -32602)
+            #expect(try client.code(passed([#"{"offset":-1,"count":1}"#])) == -32602)
+            #expect(try client.code(passed([#"{"offset":1}"#])) == -32602)
+            try volume.write([1], at: 4096)
+            #expect(volume.log.head.entries == 0)
+            let changes = try client.ask(line("snapshot.changes", #""epoch":"\#(epoch)","from":0"#))
+            #expect(((changes["result"] as? [String: Any])?["extents"] as? [Any])?.isEmpty == true)
+            #expect(try client.code(line("snapshot.changes", #""epoch":"\#(epoch)","from":40961"#)) == -32602)
+            #expect(try client.code(line("snapshot.changes", #""epoch":"\#(UUID())","from":0"#)) == -32003)
+            #expect(try client.code(line("cache.grow", #""capacity":4096"#)) == -32602)
+            #expect(try client.code(line("cache.grow", #""capacity":1048577"#)) == nil)
+            #expect(try client.code(line("cache.grow", #""capacity":1052672"#)) == -32005)
+        }
+    }
+
     @Test func aFreezeBelongsToItsConnection() async throws {
         try await serve { path, volume in
             let (owner, other) = (try RawClient(path), try RawClient(path))
