@@ -97,6 +97,9 @@ let package = Package(
             name: "TestSupport", dependencies: ["Blocks"], path: "Tests/TestSupport",
             // The oracle looks at every byte: fifty times slower without.
             swiftSettings: strict + [.unsafeFlags(["-O"])]),
+        .target(
+            name: "SimulatedFiles", dependencies: ["TestSupport", "PhysicalCopy", "Blocks"],
+            path: "Tests/SimulatedFiles", swiftSettings: strict + [.unsafeFlags(["-O"])]),
         .target(name: "CWitnessCalls", path: "Tests/CWitnessCalls"),
         .executableTarget(
             // It hashes what it lists: fifty times slower without.
@@ -127,7 +130,7 @@ let package = Package(
             swiftSettings: strict),
         tests("MetricsTests", ["Metrics", "Blocks", log]),
         tests("HostTests", ["Host", "OriginalImage", "HostControl", "Blocks"]),
-        tests("PhysicalCopyTests", ["PhysicalCopy", "OriginalImage", "Blocks"]),
+        tests("PhysicalCopyTests", ["PhysicalCopy", "SimulatedFiles", "OriginalImage", "Blocks"]),
         tests(
             "TableOfContentsTests",
             ["TableOfContents", "Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift")]),

@@ -180,7 +180,7 @@ extension LogSuperblock {
                 (1...LogLimits.counter).contains($0.number) && $0.marker.position <= capacity
                     && $0.flags.isSubset(of: .known)
             }) ?? true,
-            encoded().elementsEqual(bytes)
+            encoded() == [UInt8](bytes)
         else { throw damaged }
     }
 

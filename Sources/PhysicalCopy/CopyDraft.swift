@@ -147,9 +147,13 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
             for draft in drafts { moved.append((draft, try draft.move())) }
         } catch {
             var failure = error
-            for (draft, old) in moved.reversed() where !draft.moveBack(old) {
-                // Its new copy is whole; nothing is lost, and the user knows.
-                failure.reason += "; \(draft.destination) is complete nevertheless"
+            for (draft, old) in moved.reversed() {
+                if !draft.moveBack(old) {
+                    // Its new copy is whole; nothing is lost, and the user knows.
+                    failure.reason += "; \(draft.destination) is complete nevertheless"
+                }
+                // What is under the temporary name may be removed as soon as it cannot have the final one again.
+                draft.isOver = (try? draft.files.synchronizeDirectory(draft.place.parent)) == nil
             }
             throw failure
         }
@@ -225,12 +229,16 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     }
 
     /// Undoes ``move()``.
+    /// - Returns: whether the new copy has lost its name.
     private func moveBack(_ old: String?) -> Bool {
         guard let old else { return rename(destination, directory) == nil }
         if old == directory {
             return rename(directory, destination, FileSystemCalls.renameExchange) == nil
         }
-        return rename(destination, directory) == nil && rename(place.aside, destination) == nil
+        guard rename(destination, directory) == nil else { return false }
+        // If this fails, the next draft of the name brings it back.
+        _ = rename(place.aside, destination)
+        return true
     }
 
     /// - Returns: the error; nil when there was none.

@@ -41,13 +41,24 @@ struct CopyPlace {
             let lock = try DirectoryLock(aside, exclusive: true, files: files, action)
         else { return }
         defer { withExtendedLifetime(lock) {} }
-        guard try files.kind(of: destination, action) == nil else {
-            if try isCopy(destination), try isCopy(aside) { try files.removeFlat(aside) }
-            return
+        if try files.kind(of: destination, action) == nil {
+            guard try !isCopy(aside) else {
+                do throws(Errno) {
+                    try files.calls.renameat(FileSystemCalls.noDirectory, aside, destination, 0).get()
+                } catch { throw .system(error.code, action, otherwise: .cannotCreate) }
+                return
+            }
+        } else {
+            guard try isCopy(destination) else { return }
         }
-        do throws(Errno) {
-            try files.calls.renameat(FileSystemCalls.noDirectory, aside, destination, 0).get()
-        } catch { throw .system(error.code, action, otherwise: .cannotCreate) }
+        if try holdsOnlyMembers(aside) { try removeLeftover(aside) }
+    }
+
+    /// Removes what a dead process left. What it had renamed last, and not made durable, is made durable before: after a
+    /// power cut the old copy may have its name again, or the new one its temporary name.
+    private func removeLeftover(_ path: String) throws(CopyError) {
+        try files.synchronizeDirectory(parent)
+        try files.removeFlat(path)
     }
 
     /// - Returns: whether a copy is there that may be replaced.
@@ -75,18 +86,10 @@ struct CopyPlace {
 
     /// A directory that holds nothing but members of a copy, a manifest among them, whole or damaged.
     private func isCopy(_ path: String) throws(CopyError) -> Bool {
-        let replaced = [
-            Manifest.fileName, ChecksumDescription.fileName, ChecksumDescription.integratedFileName,
-        ]
-        let members = Set(
-            replaced + replaced.map(Files.temporaryName) + [DataLocation.usualName, TocDescription.fileName])
         let directory = try files.open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, action)
         defer { files.calls.close(directory) }
         let names = try files.names(inDirectory: directory, action)
-        let draft = FileDraft.prefix(of: TocDescription.fileName)
-        guard names.contains(Manifest.fileName),
-            names.allSatisfy({ members.contains($0) || $0.hasPrefix(draft) })
-        else { return false }
+        guard names.contains(Manifest.fileName), names.allSatisfy(Self.isMember) else { return false }
         do throws(CopyError) {
             let bytes = try files.read(
                 Manifest.fileName, in: directory, limit: CopyLimits.manifestBytes, action)
@@ -110,13 +113,29 @@ struct CopyPlace {
         return drafts
     }
 
+    /// A copy, or what is left of one of which some was removed already.
+    private func holdsOnlyMembers(_ path: String) throws(CopyError) -> Bool {
+        try files.names(in: path, action).allSatisfy(Self.isMember)
+    }
+
+    private static func isMember(_ name: String) -> Bool {
+        let replaced = [
+            Manifest.fileName, ChecksumDescription.fileName, ChecksumDescription.integratedFileName,
+        ]
+        let members =
+            replaced + replaced.map(Files.temporaryName) + [
+                DataLocation.usualName, TocDescription.fileName,
+            ]
+        return members.contains(name) || name.hasPrefix(FileDraft.prefix(of: TocDescription.fileName))
+    }
+
     /// Clears away what dead processes left of the same copy.
     func clearLeftovers() throws(CopyError) {
         for path in try drafts() {
             // Locked: its maker lives. Not locked: its maker is dead, and nobody will finish it.
             if let lock = try DirectoryLock(path, exclusive: true, files: files, action) {
                 defer { withExtendedLifetime(lock) {} }
-                try files.removeFlat(path)
+                try removeLeftover(path)
             }
         }
     }

@@ -17,23 +17,21 @@ final class DirectoryLock: Sendable {
         let flags = O_RDONLY | O_DIRECTORY | (followsLink ? 0 : O_NOFOLLOW)
         for _ in 0..<CopyLimits.lockAttempts {
             let descriptor = try files.open(directory, flags, action)
+            var isOurs = false
+            defer { if !isOurs { files.calls.close(descriptor) } }
             switch files.calls.flock(descriptor, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) {
             case .success: break
-            case .failure(Errno(EWOULDBLOCK)):
-                files.calls.close(descriptor)
-                return nil
+            case .failure(Errno(EWOULDBLOCK)): return nil
             // A file system without locks: do without.
             case .failure(let error) where Self.isWithoutLocks(error): break
-            case .failure(let error):
-                files.calls.close(descriptor)
-                throw .system(error.code, action)
+            case .failure(let error): throw .system(error.code, action)
             }
             // Before it was locked another one may have been put in its place.
-            if files.leads(directory, to: descriptor, followsLink ? 0 : AT_SYMLINK_NOFOLLOW) {
+            isOurs = try files.leads(directory, to: descriptor, followsLink ? 0 : AT_SYMLINK_NOFOLLOW, action)
+            if isOurs {
                 self.descriptor = descriptor
                 return
             }
-            files.calls.close(descriptor)
         }
         return nil
     }
@@ -51,7 +49,7 @@ final class DirectoryLock: Sendable {
         case .failure(let error) where Self.isWithoutLocks(error): break
         case .failure(let error): throw .system(error.code, action)
         }
-        guard files.leads(directory, to: descriptor, 0) else {
+        guard try files.leads(directory, to: descriptor, 0, action) else {
             throw CopyError(.cannotCreate, action, "another directory was put in its place")
         }
         return true

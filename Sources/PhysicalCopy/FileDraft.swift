@@ -24,12 +24,32 @@ public final class FileDraft {
         let name = slash.map { String(destination[destination.index(after: $0)...]) } ?? destination
         let prefix = Self.prefix(of: name)
         Self.clearLeftovers(prefix, in: parent, files)
-        while true {
+        for _ in 0..<CopyLimits.lockAttempts {
             let path = parent + prefix + Self.token()
-            let descriptor: Int32
-            switch calls.openat(FileSystemCalls.noDirectory, path, O_RDWR | O_CREAT | O_EXCL, 0o600) {
-            case .success(let made): descriptor = made
-            case .failure(Errno(EEXIST)), .failure(Errno(EINTR)): continue
+            let descriptor = try Self.make(path, for: destination, in: parent, files)
+            do throws(CopyError) {
+                if try Self.isOurs(path, descriptor, files, "make \(destination)") {
+                    self.path = path
+                    self.descriptor = descriptor
+                    return
+                }
+                calls.close(descriptor)
+            } catch {
+                _ = calls.unlinkat(FileSystemCalls.noDirectory, path, 0)
+                calls.close(descriptor)
+                throw error
+            }
+        }
+        throw CopyError(.cannotCreate, "make \(destination)", "others remove what is made in \(parent)")
+    }
+
+    private static func make(
+        _ path: String, for destination: String, in parent: String, _ files: Files
+    ) throws(CopyError) -> Int32 {
+        while true {
+            switch files.calls.openat(FileSystemCalls.noDirectory, path, O_RDWR | O_CREAT | O_EXCL, 0o600) {
+            case .success(let descriptor): return descriptor
+            case .failure(Errno(EINTR)): continue
             case .failure(let error):
                 var failure = CopyError.system(error.code, "make \(destination)", otherwise: .cannotCreate)
                 if failure.kind == .missing {
@@ -39,17 +59,16 @@ public final class FileDraft {
                 }
                 throw failure
             }
-            // Before it was locked it could be taken for a dead one's. Where nothing can be locked nothing is.
-            let failure = Self.lock(descriptor, files)
-            if failure?.code != EAGAIN, failure?.code != EACCES,
-                files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW)
-            {
-                self.path = path
-                self.descriptor = descriptor
-                return
-            }
-            calls.close(descriptor)
         }
+    }
+
+    /// Locks it. Before it was locked it could be taken for a dead one's. Where nothing can be locked nothing is.
+    private static func isOurs(
+        _ path: String, _ descriptor: Int32, _ files: Files, _ action: String
+    ) throws(CopyError) -> Bool {
+        let failure = lock(descriptor, files)
+        guard failure?.code != EAGAIN, failure?.code != EACCES else { return false }
+        return try files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW, action)
     }
 
     /// What the temporary names of a file of that name begin with.
@@ -82,7 +101,9 @@ public final class FileDraft {
     }
 
     /// Whether its name leads to what was made under it, and not to nothing or another file.
-    var isInPlace: Bool { files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW) }
+    func isInPlace(_ action: String) throws(CopyError) -> Bool {
+        try files.leads(path, to: descriptor, AT_SYMLINK_NOFOLLOW, action)
+    }
 
     /// Removes what makers of the same name left that were killed. What cannot be removed only takes space.
     private static func clearLeftovers(_ prefix: String, in parent: String, _ files: Files) {

@@ -196,11 +196,15 @@ struct Files: Sendable {
 
     /// Whether a path leads to what is open as `descriptor`.
     /// - Parameter flags: `AT_SYMLINK_NOFOLLOW`, or 0.
-    func leads(_ path: String, to descriptor: Int32, _ flags: Int32) -> Bool {
-        guard case .success(let own) = calls.fstat(descriptor),
-            case .success(let found) = calls.fstatat(FileSystemCalls.noDirectory, path, flags)
-        else { return false }
-        return own.st_dev == found.st_dev && own.st_ino == found.st_ino
+    func leads(
+        _ path: String, to descriptor: Int32, _ flags: Int32, _ action: String
+    ) throws(CopyError) -> Bool {
+        let own = try status(of: descriptor, action)
+        switch calls.fstatat(FileSystemCalls.noDirectory, path, flags) {
+        case .success(let found): return own.st_dev == found.st_dev && own.st_ino == found.st_ino
+        case .failure(Errno(ENOENT)): return false
+        case .failure(let error): throw .system(error.code, action)
+        }
     }
 
     /// The names in a directory, without `.` and `..`.

@@ -44,6 +44,8 @@ extension PhysicalCopy {
     public func integrate(
         _ opener: DataOpener, progress: (IntegrateProgress) throws(CopyError) -> Void = { _ in }
     ) throws(CopyError) {
+        // The manifest may be another run's that was killed before it had made it durable.
+        try files.synchronize(lock.descriptor, "integrate \(directory)")
         if manifest.originals != nil {
             let store = try openData(writable: true, opener)
             let reader = try logReader(in: store)

@@ -22,7 +22,7 @@ public enum CopyLimits {
     public static let findings = 1_000
     /// Where a file in the making is locked, bytes; far behind whatever it holds.
     static let draftLockOffset: UInt64 = 1 << 62
-    /// So often a directory is opened to lock it when another one is in its place each time.
+    /// So often a directory or a file in the making is locked when another one is in its place each time.
     static let lockAttempts = 16
     /// So long, seconds, a table of contents that was built waits until nobody else uses the copy.
     public static let attachSeconds: UInt64 = 600

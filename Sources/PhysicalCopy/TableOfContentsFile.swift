@@ -73,9 +73,10 @@ extension PhysicalCopy {
         try files.synchronizeFile(draft.path)
         try takeForChanging(waiting)
         // Before the manifest gives up the one that there is.
-        guard draft.isInPlace else {
+        let action = "put the table of contents into \(directory)"
+        guard try draft.isInPlace(action) else {
             throw CopyError(
-                .cannotCreate, "put the table of contents into \(directory)",
+                .cannotCreate, action,
                 "\(draft.path) was removed or replaced meanwhile", advice: "build it again")
         }
         var next = manifest

@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 @testable import OriginalImage
@@ -135,7 +136,7 @@ private final class SparseStore: BlockStore {
         let path = parent.path + "/backup.tar"
         try backUp(sample.directory, to: path, recordBytes: 512)
         let whole = try Data(contentsOf: URL(fileURLWithPath: path))
-        var random = SeededGenerator(state: 4)
+        var random = SeededGenerator(seed: 4)
         // Every byte of the first members and of the end; the data at random.
         let step = version == 1 ? 31 : 1
         var places = Array(stride(from: 0, to: 5_500, by: step))

@@ -1,5 +1,6 @@
 import Blocks
 import Foundation
+import TestSupport
 import Testing
 
 @testable import PhysicalCopy
@@ -8,7 +9,7 @@ import Testing
     private let length: UInt64 = 5 * 65_536 - 100
 
     private func table(_ seed: UInt64) -> ChecksumTable {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         var table = ChecksumTable(length: length)
         for chunk in 0..<table.count {
             table[chunk] = .known(UInt32.random(in: 0...UInt32.max, using: &random))
@@ -107,7 +108,7 @@ import Testing
     /// What is not known is read, whole chunks and the last one, and nothing else is.
     @Test func theUnknownIsRead() throws {
         let parent = TemporaryDirectory()
-        var random = SeededGenerator(state: 6)
+        var random = SeededGenerator(seed: 6)
         let bytes = (0..<Int(length)).map { _ in UInt8.random(in: 0...255, using: &random) }
         let path = parent.path + "/data"
         try Data(bytes).write(to: URL(fileURLWithPath: path))

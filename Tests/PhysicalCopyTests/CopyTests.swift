@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 @testable import PhysicalCopy
@@ -12,7 +13,7 @@ import Testing
         let sample = try SampleCopy(in: parent.path, seed: seed, size: 100_000 + Int(seed) * 777)
         let volume = try PhysicalCopy(sample.directory).openVolume(SampleCopy.open)
         #expect(try volume.bytes(at: 0, count: sample.instant.count) == sample.instant)
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         for _ in 0..<200 {
             let start = Int.random(in: 0..<sample.instant.count, using: &random)
             let count = Int.random(in: 0...min(30_000, sample.instant.count - start), using: &random)

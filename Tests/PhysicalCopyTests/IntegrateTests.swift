@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 @testable import PhysicalCopy
@@ -58,7 +59,7 @@ import Testing
     @Test("Killed at any step, with a power cut, it can be run again", arguments: [31, 32], [1, 2])
     func killedAnywhere(seed: UInt64, version: Int) throws {
         let parent = TemporaryDirectory()
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         var stop = 1
         while true {
             let sample = try SampleCopy(in: parent.path, seed: seed, size: 70_000, version: version)

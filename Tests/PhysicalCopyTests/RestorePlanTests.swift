@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import OriginalImage
+import TestSupport
 import Testing
 
 @testable import PhysicalCopy
@@ -69,7 +70,7 @@ import Testing
 
     @Test("Runs of an append copy and of the same copy integrated give the volume's bytes", arguments: 1...30)
     func runs(seed: UInt64) throws {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(
             in: parent.path, seed: seed, size: Int.random(in: 1...150_000, using: &random),
@@ -109,7 +110,7 @@ import Testing
 
     @Test("Applied to a stream as its pieces pass, a plan gives the same", arguments: 1...30)
     func stream(seed: UInt64) throws {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(
             in: parent.path, seed: seed, size: Int.random(in: 1...150_000, using: &random))
@@ -147,7 +148,7 @@ import Testing
 
     @Test("What of a range is wanted is found as by looking at every piece", arguments: 1...40)
     func lookup(seed: UInt64) {
-        var random = SeededGenerator(state: seed)
+        var random = SeededGenerator(seed: seed)
         let pieces = randomPieces(of: 100_000, targets: Int.random(in: 0...9, using: &random), &random)
         let plan = RestorePlan(pieces)
         for _ in 0..<50 {

@@ -1,6 +1,7 @@
 import Blocks
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 @testable import OriginalImage
@@ -94,45 +95,19 @@ extension FileSystemCalls {
     }
 }
 
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
-    }
-}
-
-/// A made-up append copy whose volume as of the instant is known.
-struct SampleCopy {
+/// The bytes of a made-up append copy whose volume as of the instant is known.
+struct SampleImage {
     static let chunkSize: UInt64 = 4096
-    let directory: String
     let instant: [UInt8]
-    let manifest: Manifest
+    /// The data portion, as the raw pass left it.
+    let data: [UInt8]
+    let log: SampleLog
+    /// Where the log lies.
+    let logBase: UInt64
 
-    /// Its files but for the manifest, put into a draft.
-    func copyMembers(to draft: CopyDraft) throws {
-        for name in ["data.img", "checksums"] where FileManager.default.fileExists(atPath: path(name)) {
-            try FileManager.default.copyItem(atPath: path(name), toPath: draft.path(of: name))
-        }
-    }
-
-    func path(_ member: String) -> String { directory + "/" + member }
-
-    static func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
-        guard case .path(let path) = location else { preconditionFailure() }
-        return try CrashableFile(path, writable: writable)
-    }
-
-    /// - Parameters:
-    ///   - preserved: every how many chunks there is an original, on average.
-    ///   - version: of the manifest; 1 has the data's checksums in it.
-    init(
-        in parent: String, seed: UInt64, size: Int = 300_000, preserved: Int = 3, version: Int = 2
-    ) throws {
-        var random = SeededGenerator(state: seed)
+    /// - Parameter preserved: every how many chunks there is an original, on average.
+    init(seed: UInt64, size: Int, preserved: Int) {
+        var random = SeededGenerator(seed: seed)
         let instant = (0..<size).map { _ in UInt8.random(in: 0...255, using: &random) }
         var state = instant
         let geometry = ChunkGeometry(volumeSize: UInt64(size), chunkSize: Self.chunkSize)!
@@ -154,35 +129,78 @@ struct SampleCopy {
                 torn[index] = UInt8.random(in: 0...255, using: &random)
             }
         }
-        let log = SampleLog(geometry: geometry, originals: originals)
-        let start = UInt64(size).roundedUp(to: CopyLimits.portionAlignment)
-        let image = torn + [UInt8](repeating: 0, count: Int(start) - size) + log.bytes
-        directory = parent + "/copy"
-        let draft = try CopyDraft(destination: directory, force: false)
-        try Data(image).write(to: URL(fileURLWithPath: draft.path(of: "data.img")))
-        let store = try CrashableFile(draft.path(of: "data.img"), writable: false)
-        func portion(_ offset: UInt64, _ length: Int) throws -> Portion {
-            let range = ByteRange(offset: offset, count: UInt64(length))
-            return Portion(
-                offset: offset, length: UInt64(length),
-                checksums: try SliceChecksums.compute(of: range, in: store) { _ throws(CopyError) in })
+        data = torn
+        log = SampleLog(geometry: geometry, originals: originals)
+        logBase = UInt64(size).roundedUp(to: CopyLimits.portionAlignment)
+    }
+
+    var bytes: [UInt8] {
+        data + [UInt8](repeating: 0, count: Int(logBase) - data.count) + log.bytes
+    }
+
+    /// Its manifest, and what goes with that into the draft.
+    /// - Parameter version: of the manifest; 1 has the data's checksums in it.
+    func manifest(in draft: CopyDraft, version: Int = 2) throws -> Manifest {
+        func portion(_ offset: UInt64, _ bytes: [UInt8]) throws -> Portion {
+            let range = ByteRange(offset: 0, count: UInt64(bytes.count))
+            let checksums = try SliceChecksums.compute(of: range, in: MemoryStore(bytes)) {
+                _ throws(CopyError) in
+            }
+            return Portion(offset: offset, length: range.count, checksums: checksums)
         }
-        var data = try portion(0, size)
+        var data = try portion(0, self.data)
         if version == 2 {
-            var table = ChecksumTable(length: UInt64(size))
-            try table.readUnknown(in: store) { _ throws(CopyError) in }
-            data.checksums = .file(try draft.write(table.complete!, length: UInt64(size)))
+            var table = ChecksumTable(length: data.length)
+            try table.readUnknown(in: MemoryStore(self.data)) { _ throws(CopyError) in }
+            data.checksums = .file(try draft.write(table.complete!, length: data.length))
         }
-        manifest = Manifest(
+        return Manifest(
             tool: "test", uuid: UUID().uuidString, completedAt: 2,
             volume: VolumeDescription(
-                uuid: log.volume.uuidString, size: UInt64(size), chunkSize: Self.chunkSize, source: "/s"),
+                uuid: log.volume.uuidString, size: UInt64(instant.count), chunkSize: Self.chunkSize,
+                source: "/s"),
             mode: .append,
             epoch: EpochDescription(
                 number: 7, uuid: log.epoch.uuidString, institutedAt: 1, ending: .endedBeforeCacheCopy,
                 logBytes: log.end.position, batches: log.end.sequence, entries: log.end.entries),
             group: nil, frozen: [], location: .usual, data: data,
-            originals: try portion(start, log.bytes.count))
+            originals: try portion(logBase, log.bytes))
+    }
+}
+
+/// Such an image as a copy in a directory.
+struct SampleCopy {
+    static let chunkSize = SampleImage.chunkSize
+    let directory: String
+    let instant: [UInt8]
+    let manifest: Manifest
+
+    static func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
+        guard case .path(let path) = location else { preconditionFailure() }
+        return try CrashableFile(path, writable: writable)
+    }
+
+    /// Its files but for the manifest, put into a draft.
+    func copyMembers(to draft: CopyDraft) throws {
+        for name in ["data.img", "checksums"] where FileManager.default.fileExists(atPath: path(name)) {
+            try FileManager.default.copyItem(atPath: path(name), toPath: draft.path(of: name))
+        }
+    }
+
+    func path(_ member: String) -> String { directory + "/" + member }
+
+    /// - Parameters:
+    ///   - preserved: every how many chunks there is an original, on average.
+    ///   - version: of the manifest; 1 has the data's checksums in it.
+    init(
+        in parent: String, seed: UInt64, size: Int = 300_000, preserved: Int = 3, version: Int = 2
+    ) throws {
+        let image = SampleImage(seed: seed, size: size, preserved: preserved)
+        instant = image.instant
+        directory = parent + "/copy"
+        let draft = try CopyDraft(destination: directory, force: false)
+        try Data(image.bytes).write(to: URL(fileURLWithPath: draft.path(of: "data.img")))
+        manifest = try image.manifest(in: draft, version: version)
         try draft.commit(manifest)
     }
 }
