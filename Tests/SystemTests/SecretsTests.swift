@@ -158,6 +158,7 @@ import Testing
         for uri in [
             "iscsi://agent%\(Self.own)@127.0.0.1:1/iqn.2026-01.net.example:a",
             "iscsi://agent:\(Self.own)@127.0.0.1:x/iqn.2026-01.net.example:a", "iscsi://\(Self.own)",
+            "iscsi://agent:\(Self.own)/iqn.2026-01.net.example:a",
         ] {
             let result = try Outboard.run([
                 "copy", "--host", scratch("none"), "--to", scratch("copy"), "--bridge", uri, "--source-unit",
@@ -177,6 +178,8 @@ import Testing
                 scratch("cert"), "-subj", "/CN=x",
             ])
         #expect(made.isSuccess, "\(made)")
+        // Else it is refused as a key, before anybody looks into it.
+        chmod(scratch("cert"), 0o600)
         for key in ["key", "cert"] {
             let host = try Outboard.run([
                 "host", "--source", scratch("volume.img"), "--cache", scratch("c"), "--socket", scratch("s"),

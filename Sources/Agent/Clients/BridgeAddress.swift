@@ -78,7 +78,7 @@ public struct BridgeAddress: Hashable, Sendable, CustomStringConvertible {
         }
         guard !host.isEmpty else { throw bad("it names no host") }
         guard let digits else { return (String(host), 3260) }
-        guard let port = UInt16(digits), port > 0 else { throw bad("\(digits) is not a port") }
+        guard let port = UInt16(digits), port > 0 else { throw bad("what follows the host is not a port") }
         return (String(host), Int(port))
     }
 
