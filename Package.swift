@@ -109,7 +109,7 @@ let package = Package(
             name: "simulate",
             dependencies: [
                 "TestSupport", "Blocks", "SCSI", "AsyncIO", "OriginalImage", "HostControl", "Bridge", "Host",
-                "PhysicalCopy", "Agent", log,
+                "PhysicalCopy", "Agent", "SimulatedFiles", log,
             ],
             path: "Tests/Simulation", swiftSettings: strict + [.unsafeFlags(["-O"])]),
         tests("TestSupportTests", ["Blocks"]),
@@ -143,7 +143,8 @@ let package = Package(
         tests(
             "SystemTests",
             [
-                "outboard", "FileSystemWitness", "Blocks", "Agent", "PhysicalCopy", "TableOfContents",
+                "outboard", "simulate", "FileSystemWitness", "Blocks", "Agent", "PhysicalCopy",
+                "TableOfContents",
                 "OriginalImage",
                 "HostControl", "Bridge", "ISCSI", "SCSI", "AsyncIO", log,
             ], exclude: ["iscsi-test-cu-skips.txt"]),

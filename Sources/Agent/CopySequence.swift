@@ -204,9 +204,14 @@ public final class CopySequence {
         observer.notice(
             "epoch \(epoch.number) of \(status.source), \(epoch.state.rawValue), was left by a copy that died; "
                 + "it is released")
-        _ = try line.call(
-            CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid), timeout: AgentLimits.hostFlushSeconds
-        )
+        do throws(AgentError) {
+            _ = try line.call(
+                CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid),
+                timeout: AgentLimits.hostFlushSeconds)
+        } catch {
+            // What it had asked for before it died may have been done meanwhile.
+            guard error.cause == .control(.noSuchEpoch) else { throw error }
+        }
     }
 
     private func connectBridge(_ member: CopyMember) throws(AgentError) {

@@ -1,5 +1,4 @@
 import Blocks
-import Glibc
 import TestSupport
 
 /// What a sector holds: the number of the operation that wrote it; 0: zeros.
@@ -80,7 +79,9 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
         case 3...4: check(host, sectors)
         default:
             let kind: Kind = dice == 5 ? .trim : dice <= 7 ? .zero : .write
-            change(host, Operation(kind: kind, number: world.nextNumber(), sectors: sectors), isDurable: dice > 17)
+            change(
+                host, Operation(kind: kind, number: world.nextNumber(), sectors: sectors),
+                isDurable: dice > 17)
         }
         operations += 1
     }
@@ -144,7 +145,9 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
         switch host.perform({ volume throws(StoreError) in try volume.flush() }) {
         case .done: later = now
         case .failed(let error):
-            if world.source.failures == before, !host.hasFailedFlush { world.fail("a flush failed: \(error.code)") }
+            if world.source.failures == before, !host.hasFailedFlush {
+                world.fail("a flush failed: \(error.code)")
+            }
         case .lost: break
         }
     }
@@ -184,9 +187,6 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
             let index = sector - region.lowerBound
             let found = SectorContents.read(bytes[start..<start + 512], sector: sector)
             guard let found, now[index].contains(found) else {
-                if getenv("SIMULATION_TRACE") != nil {
-                    print(bytes[start..<start + 512].enumerated().filter { $0.offset % 16 < 2 }.map(\.element), world.plan)
-                }
                 world.fail(
                     "\(what) shows sector \(sector) as of write \(found.map(String.init) ?? "none"), and it was told "
                         + "\(now[index])")

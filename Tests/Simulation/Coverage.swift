@@ -8,10 +8,9 @@ enum FaultSite: String, CaseIterable, Comparable {
     case hostKilled, hostKilledInOpenEpoch, bridgeKilled, agentKilled, powerCut, powerCutInOpenEpoch
     case unflushedWriteLost, unflushedWriteTorn, unflushedWritesReordered
     case lineLost, answerLost
-    case cacheFull, epochVoid, epochResumed, epochLost
-    case copyComplete, copyAbandoned, copyInterrupted, oldCopyKept, copyReplaced
-    case integrateInterrupted, integrated, restored
-    case groupOfVolumes, markedBeforeEnd, appended, overlaid, zeroOriginals
+    case epochVoid, epochResumed, epochLost
+    case copyComplete, copyFailed, copyInterrupted, copyReplaced, appended, overlaid, markedBeforeEnd
+    case integrateKilled, integrated
 
     static func < (a: FaultSite, b: FaultSite) -> Bool { a.rawValue < b.rawValue }
 }

@@ -84,7 +84,8 @@ final class DiskCalls: @unchecked Sendable {
     ) -> Result<Int, Errno> {
         if draw(disk.faults.read) { return fail(disk, disk.role.readError) }
         let count = min(part(disk, buffer.count), buffer.count)
-        return .success(disk.read(at: offset, into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])))
+        return .success(
+            disk.read(at: offset, into: UnsafeMutableRawBufferPointer(rebasing: buffer[..<count])))
     }
 
     private func write(
@@ -92,7 +93,9 @@ final class DiskCalls: @unchecked Sendable {
     ) -> Result<Int, Errno> {
         if draw(disk.faults.write) {
             // Some of it may be there.
-            if scheduler.random.next() & 1 == 0 { apply(disk, buffer, offset, upTo: buffer.count / 1024 * 512) }
+            if scheduler.random.next() & 1 == 0 {
+                apply(disk, buffer, offset, upTo: buffer.count / 1024 * 512)
+            }
             return fail(disk, disk.role.writeError)
         }
         let count = min(part(disk, buffer.count), buffer.count)
@@ -102,7 +105,9 @@ final class DiskCalls: @unchecked Sendable {
     }
 
     /// In two parts, between which others read, write, or end it all.
-    private func apply(_ disk: SimulatedDisk, _ buffer: UnsafeRawBufferPointer, _ offset: Int, upTo count: Int) {
+    private func apply(
+        _ disk: SimulatedDisk, _ buffer: UnsafeRawBufferPointer, _ offset: Int, upTo count: Int
+    ) {
         var half = 0
         if count > 512, scheduler.random.next() & 3 == 0 {
             half = 512 * (1 + Int(scheduler.random.next() % UInt64(count / 512)))
@@ -121,6 +126,7 @@ final class DiskCalls: @unchecked Sendable {
             let buffer = UnsafeRawBufferPointer(start: vector.iov_base, count: vector.iov_len)
             switch write(disk, buffer, offset + done) {
             case .failure(let error):
+                if durable { disk.hasFailedFlush = true }
                 if done == 0 { return .failure(error) }
                 break loop
             case .success(let count):
@@ -229,6 +235,7 @@ final class DiskCalls: @unchecked Sendable {
         guard queue.process.isAlive else { return }
         let result =
             switch outcome {
+            case .success where world.defect == .takesShortTransfersForWhole: request.buffer.count
             case .success(let count): count
             case .failure(let error): -Int(error.code)
             }

@@ -19,8 +19,11 @@ final class HostProcess: @unchecked Sendable {
     private(set) var volume: CopyOnWriteVolume?
     private(set) var refusal: LogError?
     /// A flush of the source has failed: all that follow do until the host starts anew.
-    var hasFailedFlush: Bool { volume?.status(of: Self.descriptor).flushFailure != nil }
-    static let descriptor = HostDescriptor(source: "/source", cache: "/cache", uris: [], socket: "/host.sock")
+    var hasFailedFlush: Bool {
+        // Of one that is dead nothing can be asked: a task of it may have died with a lock.
+        guard isServing, let volume else { return true }
+        return volume.status(of: world.descriptor).flushFailure != nil
+    }
     var isServing: Bool { process.isAlive && volume != nil }
     private var files: [StorageFile] = []
 
@@ -36,7 +39,8 @@ final class HostProcess: @unchecked Sendable {
             let cache = try world.calls.open(world.cache, access: .readWrite, mode: mode, lock: .exclusive)
             files = [source, cache]
             let settings = VolumeSettings(
-                uuid: world.volumeUUID, chunkSize: UInt64(world.plan.chunkSize), durability: world.plan.durability,
+                uuid: world.volumeUUID, chunkSize: UInt64(world.plan.chunkSize),
+                durability: world.plan.durability,
                 onCacheFull: world.plan.onCacheFull, blockSeconds: 5, boot: world.boot)
             let opened = try CopyOnWriteVolume(
                 source: world.wrap(source, .source), cache: world.wrap(cache, .cache), settings: settings,
@@ -108,7 +112,8 @@ final class Reply<Value>: @unchecked Sendable {  // touched by whose turn it is 
     func wait(nanoseconds: UInt64? = nil) -> Value? {
         let deadline = nanoseconds.map { scheduler.time + $0 }
         while value == nil {
-            if !scheduler.wait(at: place, until: deadline), value == nil, deadline != nil || scheduler.isStuck {
+            if !scheduler.wait(at: place, until: deadline), value == nil, deadline != nil || scheduler.isStuck
+            {
                 return nil
             }
         }

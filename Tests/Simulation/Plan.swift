@@ -17,6 +17,9 @@ struct Plan {
     /// How often calls fail while a device is ill.
     var illness: Double
     var allowsPowerCuts: Bool
+    /// A file system that cannot exchange two names.
+    var lacksRenameFlags: Bool
+    var isCacheSmall: Bool
     /// Deaths and faults; without them a run only shows that all works in whatever order.
     var hasFaults: Bool
 
@@ -26,17 +29,19 @@ struct Plan {
         chunkSize = 4096 << draw(3)
         sectors = 64 + draw(288)
         let fits = sectors * 512 + sectors * 512 / chunkSize * 4096 + 64 << 10
-        cacheBytes = draw(3) == 0 ? 8192 + 4096 + chunkSize * (1 + draw(6)) + 4096 * draw(4) : fits * 2
+        isCacheSmall = draw(3) == 0
+        cacheBytes = isCacheSmall ? 8192 + 4096 + chunkSize * (1 + draw(6)) + 4096 * draw(4) : fits * 2
         cacheBytes = (cacheBytes + 4095) / 4096 * 4096
         durability = draw(2) == 0 ? .power : .process
         onCacheFull = CacheFullPolicy.allCases[draw(UInt64(CacheFullPolicy.allCases.count))]
         isDirect = draw(4) == 0
         applications = 1 + draw(3)
-        events = 3 + draw(8)
+        events = 3 + draw(14)
         isAppend = draw(2) == 0
         endsAfterCacheCopy = draw(2) == 0
-        illness = [0.002, 0.02, 0.2, 1][draw(4)]
+        illness = [0.005, 0.05, 0.3, 1][draw(4)]
         allowsPowerCuts = draw(2) == 0
+        lacksRenameFlags = draw(4) == 0
         hasFaults = draw(8) != 0
     }
 }

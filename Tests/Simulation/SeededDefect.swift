@@ -1,5 +1,9 @@
+import Agent
 import Blocks
 import Host
+import HostControl
+import OriginalImage
+import PhysicalCopy
 
 /// Ways for the product to be wrong, one at a time, to prove that a simulation finds them. Most are made at the seams, where a
 /// product that has the defect cannot be told from one that is treated so.
@@ -12,6 +16,18 @@ enum SeededDefect: String, CaseIterable {
     case skipsDrain
     /// Durability `power` without its flush.
     case logWithoutFlush
+    /// An epoch that is void does not say so on its cache.
+    case voidNotRecorded
+    /// The marker is that of a moment before the bridge had finished.
+    case markerTooEarly
+    /// A copy gets its name before its files are flushed.
+    case filesNotFlushed
+    /// A copy is called complete before its name is flushed.
+    case directoriesNotFlushed
+    /// The engine takes a transfer that was cut short for a whole one.
+    case takesShortTransfersForWhole
+    /// `integrate` calls the data merged before they are flushed.
+    case integrateWithoutFlush
 
     var host: Defects {
         switch self {
@@ -23,17 +39,54 @@ enum SeededDefect: String, CaseIterable {
     }
 
     func wrap(_ store: any BlockStore, _ role: SimulatedDisk.Role) -> any BlockStore {
-        switch self {
-        case .logWithoutFlush where role == .cache: UnflushedStore(store)
+        switch (self, role) {
+        case (.logWithoutFlush, .cache):
+            // The superblocks are flushed nevertheless: it is the batches' flush that is forgotten.
+            ForgetfulStore(store, forgetsDurability: { $0 >= LogFormat.firstBatch })
+        case (.voidNotRecorded, .cache): ForgetfulStore(store, forgetsWrite: Self.isVoid)
+        case (.integrateWithoutFlush, .copy): ForgetfulStore(store, forgetsFlush: true)
         default: store
         }
     }
+
+    private static func isVoid(_ offset: UInt64, _ bytes: UnsafeRawBufferPointer) -> Bool {
+        guard offset < LogFormat.firstBatch, bytes.count == Int(LogFormat.blockSize) else { return false }
+        do throws(LogError) {
+            return try LogSuperblock(decoding: bytes, at: offset).epoch?.state == .void
+        } catch { return false }
+    }
+
+    func wrap(_ line: HostClient) -> any HostLine { self == .markerTooEarly ? HastyLine(line) : line }
+
+    func wrap(_ calls: FileSystemCalls) -> FileSystemCalls {
+        var wrapped = calls
+        guard self == .filesNotFlushed || self == .directoriesNotFlushed else { return calls }
+        wrapped.fsync = { [self] descriptor in
+            guard case .success(let status) = calls.fstat(descriptor) else { return calls.fsync(descriptor) }
+            let isDirectory = status.st_mode & 0o170000 == 0o040000
+            return isDirectory == (self == .directoriesNotFlushed) ? .success(()) : calls.fsync(descriptor)
+        }
+        return wrapped
+    }
 }
 
-/// Says that it has flushed.
-private final class UnflushedStore: BlockStore {
+/// Does not do all that it says it has done.
+private final class ForgetfulStore: BlockStore {
     private let below: any BlockStore
-    init(_ below: any BlockStore) { self.below = below }
+    private let forgetsDurability: @Sendable (UInt64) -> Bool
+    private let forgetsWrite: @Sendable (UInt64, UnsafeRawBufferPointer) -> Bool
+    private let forgetsFlush: Bool
+
+    init(
+        _ below: any BlockStore, forgetsDurability: @escaping @Sendable (UInt64) -> Bool = { _ in false },
+        forgetsWrite: @escaping @Sendable (UInt64, UnsafeRawBufferPointer) -> Bool = { _, _ in false },
+        forgetsFlush: Bool = false
+    ) {
+        self.below = below
+        self.forgetsDurability = forgetsDurability
+        self.forgetsWrite = forgetsWrite
+        self.forgetsFlush = forgetsFlush
+    }
 
     var size: UInt64 { below.size }
     var capabilities: StoreCapabilities { below.capabilities }
@@ -41,16 +94,38 @@ private final class UnflushedStore: BlockStore {
         try below.read(at: offset, into: buffer)
     }
     func write(_ buffer: UnsafeRawBufferPointer, at offset: UInt64, durable: Bool) throws(StoreError) {
-        // The superblocks are flushed nevertheless: it is the batches' flush that is forgotten.
-        try below.write(buffer, at: offset, durable: durable && offset < 8192)
+        if forgetsWrite(offset, buffer) { return }
+        try below.write(buffer, at: offset, durable: durable && !forgetsDurability(offset))
     }
     func write(
         gathering buffers: UnsafeBufferPointer<UnsafeRawBufferPointer>, at offset: UInt64, durable: Bool
     ) throws(StoreError) {
-        try below.write(gathering: buffers, at: offset, durable: durable && offset < 8192)
+        try below.write(gathering: buffers, at: offset, durable: durable && !forgetsDurability(offset))
     }
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         try below.writeZeroes(range, options: options)
     }
-    func flush() throws(StoreError) { try below.flush() }
+    func flush() throws(StoreError) { if !forgetsFlush { try below.flush() } }
+}
+
+/// Asks for the marker as soon as the epoch has begun, and gives that one later.
+private final class HastyLine: HostLine {
+    private let below: HostClient
+    private let early = Monitor<LogMarker?>(nil)
+    var path: String { below.path }
+    init(_ below: HostClient) { self.below = below }
+
+    func call<M: ControlMethod>(
+        _ method: M.Type, _ parameters: M.Parameters, timeout: Double
+    ) throws(AgentError) -> M.Result {
+        let result = try below.call(method, parameters, timeout: timeout)
+        if let epoch = result as? EpochStatus, M.name == SnapshotBeginMethod.name {
+            let marker = try below.call(
+                SnapshotMarkMethod.self, EpochParameters(epoch: epoch.uuid), timeout: timeout)
+            early.withLock { $0 = marker }
+        }
+        if result is LogMarker, let marker = early.withLock({ $0 }) as? M.Result { return marker }
+        return result
+    }
+    func close() { below.close() }
 }

@@ -1,4 +1,6 @@
+import Blocks
 import Glibc
+import SimulatedFiles
 import TestSupport
 
 /// How often what fails, 0 to 1.
@@ -9,9 +11,6 @@ struct DiskFaults {
     var stall = 0.0
     var short = 0.0
     var interrupt = 0.0
-    /// Bytes that can still be allocated; nil: enough.
-    var space: Int?
-
     static let none = DiskFaults()
 }
 
@@ -36,6 +35,7 @@ final class SimulatedDisk: @unchecked Sendable {
     /// What a reader sees.
     private(set) var bytes: [UInt8]
     private var stable: [UInt8]
+    private var stableSize: Int
     private var versions: [Int: [Version]] = [:]
     private var flushes: UInt64 = 0
     private var allocated: Set<Int>
@@ -43,11 +43,14 @@ final class SimulatedDisk: @unchecked Sendable {
     let descriptor: Int32
     /// Faults injected so far.
     private(set) var failures = 0
+    /// Bytes that the file system still has; nil: enough.
+    var room: (() -> Int)?
 
     init(_ role: Role, _ bytes: [UInt8]) {
         self.role = role
         self.bytes = bytes
         stable = bytes
+        stableSize = bytes.count
         allocated = Set(stride(from: 0, to: bytes.count, by: 4096).map { $0 / 4096 })
         var name = Array("/dev/shm/outboard-simulated.XXXXXX".utf8CString)
         descriptor = mkstemp(&name)
@@ -61,6 +64,8 @@ final class SimulatedDisk: @unchecked Sendable {
     deinit { close(descriptor) }
 
     var path: String { "/proc/self/fd/\(descriptor)" }
+    /// A flush has failed: who has the file open flushes no more.
+    var hasFailedFlush = false
     func countFailure() { failures += 1 }
 
     // MARK: What is asked of it
@@ -78,6 +83,7 @@ final class SimulatedDisk: @unchecked Sendable {
     func write(_ data: UnsafeRawBufferPointer, at offset: Int) {
         guard !data.isEmpty else { return }
         if offset + data.count > bytes.count { resize(offset + data.count) }
+        allocated.formUnion(offset / 4096...(offset + data.count - 1) / 4096)
         bytes.withUnsafeMutableBytes {
             UnsafeMutableRawBufferPointer(rebasing: $0[offset..<offset + data.count]).copyMemory(from: data)
         }
@@ -87,13 +93,15 @@ final class SimulatedDisk: @unchecked Sendable {
     /// - Returns: whether there was room for what is not allocated yet.
     func allocate(_ offset: Int, _ count: Int) -> Bool {
         guard count > 0 else { return true }
-        let pages = (offset / 4096...(offset + count - 1) / 4096).filter { !allocated.contains($0) }
-        if let space = faults.space {
-            guard pages.count * 4096 <= space else { return false }
-            faults.space = space - pages.count * 4096
-        }
-        allocated.formUnion(pages)
+        let needed = bytesToAllocate(at: offset, count: count)
+        if needed > 0, let room, room() < needed { return false }
+        allocated.formUnion(offset / 4096...(offset + count - 1) / 4096)
         return true
+    }
+
+    func bytesToAllocate(at offset: Int, count: Int) -> Int {
+        guard count > 0 else { return 0 }
+        return (offset / 4096...(offset + count - 1) / 4096).count { !allocated.contains($0) } * 4096
     }
 
     func zero(_ offset: Int, _ count: Int) {
@@ -123,6 +131,7 @@ final class SimulatedDisk: @unchecked Sendable {
 
     func endFlush(_ flush: UInt64) {
         fitStable()
+        stableSize = bytes.count
         for (sector, list) in versions {
             guard let last = list.lastIndex(where: { $0.flush <= flush && !$0.isForgotten }) else { continue }
             // What was written behind a version that was forgotten replaces it.
@@ -134,6 +143,7 @@ final class SimulatedDisk: @unchecked Sendable {
 
     /// The system has tried, and drops what it could not write: a reader sees it until the next crash.
     func failFlush(_ flush: UInt64, using random: inout SeededGenerator) {
+        hasFailedFlush = true
         for sector in versions.keys.sorted() where random.next() & 1 == 0 {
             for index in versions[sector]!.indices where versions[sector]![index].flush <= flush {
                 versions[sector]![index].isForgotten = true
@@ -173,9 +183,9 @@ final class SimulatedDisk: @unchecked Sendable {
     }
 
     /// The power fails.
-    @discardableResult
     func crash(using random: inout SeededGenerator) -> Loss {
         var loss = Loss()
+        let size = random.next() & 1 == 0 ? bytes.count : stableSize
         fitStable()
         // Some disks lose all of their cache, some little of it.
         let keepers: [UInt64] = [0, 1, 2, 4, 7, 8]
@@ -191,12 +201,38 @@ final class SimulatedDisk: @unchecked Sendable {
             } else {
                 loss.lost = true
             }
-            if let before = neighbours, before.sector == sector - 1, before.isKept != isKept { loss.torn = true }
+            if let before = neighbours, before.sector == sector - 1, before.isKept != isKept {
+                loss.torn = true
+            }
             neighbours = (sector, isKept)
         }
         versions = [:]
         bytes = stable
+        if size != bytes.count { resize(size) }
+        stable = bytes
+        stableSize = size
         precondition(ftruncate(descriptor, bytes.count) == 0)
         return loss
+    }
+}
+
+extension SimulatedDisk: SimulatedContents {
+    var size: Int { bytes.count }
+    var allocatedBytes: Int { allocated.count * 4096 }
+    func synchronize() { endFlush(beginFlush()) }
+    func failToSynchronize(using random: inout SeededGenerator) { failFlush(beginFlush(), using: &random) }
+    func crash(using random: inout SeededGenerator) { _ = crash(using: &random) as Loss }
+}
+
+/// A disk as the judge reads it: at once, and without fault.
+final class JudgedStore: ReadOnlyStore {
+    private let disk: SimulatedDisk
+    init(_ disk: SimulatedDisk) { self.disk = disk }
+
+    var size: UInt64 { UInt64(disk.bytes.count) }
+    var capabilities: StoreCapabilities { [] }
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        requireWithin(ByteRange(offset: offset, count: UInt64(buffer.count)))
+        _ = disk.read(at: Int(offset), into: buffer)
     }
 }

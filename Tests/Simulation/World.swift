@@ -4,10 +4,11 @@ import Foundation
 import Host
 import HostControl
 import OriginalImage
+import SimulatedFiles
 import TestSupport
 
 /// One run: disks, processes, applications, what befalls them, and the judge of what is left.
-final class World: @unchecked Sendable {
+final class World: @unchecked Sendable {  // touched by whose turn it is only
     let seed: UInt64
     let plan: Plan
     let defect: SeededDefect?
@@ -17,14 +18,25 @@ final class World: @unchecked Sendable {
     private(set) var boot = UUID()
     let source: SimulatedDisk
     let cache: SimulatedDisk
+    let files: SimulatedFileSystem
+    let descriptor = HostDescriptor(
+        source: "/simulated/source", cache: "/simulated/cache", uris: [], socket: "/simulated/host.sock")
     private(set) var calls: DiskCalls!
-    private(set) var host: HostProcess?
+    var host: HostProcess?
+    var agent: AgentProcess?
     private(set) var applications: [Application] = []
     var stopsApplications = false
     private(set) var coverage = Coverage()
     private(set) var failure: String?
     /// The volume's bytes at the instant of each epoch.
     private(set) var instants: [UUID: [UInt8]] = [:]
+    /// The copies that somebody was told to be complete, by their directories.
+    var promises: [String: String] = [:]
+    /// The device of the copies.
+    var copyFaults = DiskFaults.none
+    var losesLines = false
+    /// Files are looked at by the judge: at once, and without faults.
+    var isJudging = false
     private var numbers = 1
     /// Woken when something has started or ended.
     let place = UnsafeMutableRawPointer.allocate(byteCount: 1, alignment: 1)
@@ -32,9 +44,11 @@ final class World: @unchecked Sendable {
     init(seed: UInt64, defect: SeededDefect?) {
         self.seed = seed
         self.defect = defect
+        SimulatedProcess.count = 0
         plan = Plan(seed: seed)
         main = SimulatedProcess("main")
         scheduler = Scheduler(seed: seed, main: main)
+        files = SimulatedFileSystem(seed: seed)
         var contents: [Content] = []
         for sector in 0..<plan.sectors { contents.append(sector % 5 == 4 ? 0 : 1) }
         source = SimulatedDisk(
@@ -46,9 +60,42 @@ final class World: @unchecked Sendable {
             let region = index * share..<(index == plan.applications - 1 ? plan.sectors : (index + 1) * share)
             applications.append(Application(self, region: region, contents: Array(contents[region])))
         }
+        prepareFiles()
     }
 
     deinit { place.deallocate() }
+
+    private func prepareFiles() {
+        let calls = files.calls(for: files.makeUser(1))
+        guard case .success = calls.mkdirat(-100, "/copies", 0o755) else { preconditionFailure() }
+        files.synchronize()
+        files.lacksRenameFlags = plan.lacksRenameFlags
+        files.makeContents = { [unowned self] path in
+            guard path.hasSuffix("data.img") else { return SimulatedBytes() }
+            let disk = SimulatedDisk(.copy)
+            disk.faults = copyFaults
+            disk.room = { [unowned self] in files.availableBytes }
+            return disk
+        }
+        files.willPerform = { [unowned self] _ in
+            if !isJudging { scheduler.sleep(5_000 + draw(100_000)) }
+        }
+        files.fault = { [unowned self] operation in
+            guard !isJudging else { return nil }
+            let chance: Double
+            switch operation.kind {
+            case .pread: chance = copyFaults.read
+            case .fsync: chance = copyFaults.flush
+            case .openat, .pwrite, .ftruncate, .mkdirat, .renameat, .linkat: chance = copyFaults.write
+            default: return nil
+            }
+            guard chance > 0, Double(draw(1 << 20)) / Double(1 << 20) < chance else { return nil }
+            mark(
+                operation.kind == .fsync
+                    ? .copyFlushError : operation.kind == .pread ? .copyReadError : .copyWriteError)
+            return 5
+        }
+    }
 
     // MARK: For all
 
@@ -57,6 +104,16 @@ final class World: @unchecked Sendable {
     func nextNumber() -> Content {
         numbers += 1
         return numbers
+    }
+
+    static let isTracing = getenv("SIMULATION_TRACE") != nil
+
+    /// What happens, for whoever replays a seed.
+    func trace(_ text: @autoclosure () -> String) {
+        if Self.isTracing {
+            print("\(scheduler.time / 1000) us: \(text())")
+            fflush(nil)
+        }
     }
 
     /// The first failure counts.
@@ -68,6 +125,15 @@ final class World: @unchecked Sendable {
 
     func wrap(_ store: any BlockStore, _ role: SimulatedDisk.Role) -> any BlockStore {
         defect?.wrap(store, role) ?? store
+    }
+
+    /// What a path leads to, for those who open it as a device.
+    func disk(at path: String) -> SimulatedDisk? {
+        switch path {
+        case descriptor.source: source
+        case descriptor.cache: cache
+        default: files.contents(at: path) as? SimulatedDisk
+        }
     }
 
     // MARK: The run
@@ -86,42 +152,24 @@ final class World: @unchecked Sendable {
             scheduler.sleep(draw(40_000_000))
             happen()
         }
-        if scheduler.isStuck { fail("nothing goes on any more") }
-        heal()
+        if !scheduler.isStuck, failure == nil { heal() }
+        if scheduler.isStuck { fail("nothing goes on any more, or for ever") }
+        stopsApplications = true
         endAll()
     }
 
-    private func happen() {
-        switch draw(10) {
-        case 0 where plan.hasFaults: killHost()
-        case 1 where plan.hasFaults && plan.allowsPowerCuts: cutPower()
-        case 2 where plan.hasFaults: makeIll(source)
-        case 3 where plan.hasFaults: makeIll(cache)
-        case 4: for disk in [source, cache] { disk.faults = .none }
-        case 5...6: checkSnapshot()
-        case 7: beginEpoch()
-        default: endEpoch()
-        }
-    }
-
-    /// Nothing fails any more: all must work.
-    private func heal() {
-        for disk in [source, cache] { disk.faults = .none }
-        if host?.hasFailedFlush == true { killHost() }
-        ensureHost()
-    }
-
+    /// Ends what is left, so that the next run finds nothing of it.
     private func endAll() {
-        stopsApplications = true
-        scheduler.sleep(1_000_000_000)
-        checkSnapshot()
+        agent?.process.end()
         host?.process.end()
         main.end()
     }
 
     // MARK: Hosts
 
-    private func startHost() {
+    func startHost() {
+        for disk in [source, cache] { disk.hasFailedFlush = false }
+        trace("the host starts")
         host = HostProcess(self)
         while let host, host.process.isAlive, !host.isServing, !scheduler.isStuck {
             _ = scheduler.wait(at: place, until: nil)
@@ -133,7 +181,7 @@ final class World: @unchecked Sendable {
         fail("the host refuses its cache: \(refusal)")
     }
 
-    private func ensureHost() {
+    func ensureHost() {
         var tries = 0
         while host == nil, failure == nil {
             startHost()
@@ -145,7 +193,7 @@ final class World: @unchecked Sendable {
     func killHost() {
         guard let host else { return startHost() }
         mark(.hostKilled)
-        if host.volume?.epochStatus?.state == .open { mark(.hostKilledInOpenEpoch) }
+        noteState(host, open: .hostKilledInOpenEpoch)
         host.process.end()
         self.host = nil
         for application in applications { application.checkAfterCrash(source.bytes, isPower: false) }
@@ -155,16 +203,29 @@ final class World: @unchecked Sendable {
 
     func cutPower() {
         mark(.powerCut)
-        if host?.volume?.epochStatus?.state == .open { mark(.powerCutInOpenEpoch) }
+        if let host { noteState(host, open: .powerCutInOpenEpoch) }
+        for bridge in agent?.bridges ?? [] { bridge.process.end() }
+        agent?.process.end()
+        agent = nil
         host?.process.end()
         host = nil
         for disk in [source, cache] { note(disk.crash(using: &scheduler.random)) }
+        files.crash(using: &scheduler.random)
         boot = UUID()
         for application in applications { application.checkAfterCrash(source.bytes, isPower: true) }
+        judgeCopies()
         startHost()
     }
 
-    func note(_ loss: SimulatedDisk.Loss) {
+    private func noteState(_ host: HostProcess, open site: FaultSite) {
+        switch host.volume?.log.epoch?.state {
+        case .open: mark(site)
+        case .void: mark(.epochVoid)
+        case .ended, .released, nil: break
+        }
+    }
+
+    private func note(_ loss: SimulatedDisk.Loss) {
         if loss.lost { mark(.unflushedWriteLost) }
         if loss.torn { mark(.unflushedWriteTorn) }
         if loss.reordered { mark(.unflushedWritesReordered) }
@@ -176,20 +237,6 @@ final class World: @unchecked Sendable {
         case .lost: mark(.epochLost)
         case .blank, .unused, .retained: break
         }
-    }
-
-    private func makeIll(_ disk: SimulatedDisk) {
-        var faults = DiskFaults()
-        switch draw(5) {
-        case 0: faults.read = plan.illness
-        case 1: faults.write = plan.illness
-        case 2: faults.flush = plan.illness
-        case 3: faults.stall = plan.illness
-        default:
-            faults.short = 0.3
-            faults.interrupt = 0.2
-        }
-        disk.faults = faults
     }
 
     // MARK: Instants
@@ -211,36 +258,18 @@ final class World: @unchecked Sendable {
             switch host.readSnapshot(at: UInt64(start), count: count) {
             case nil: return
             case .success(let bytes):
-                // It may have ended meanwhile.
                 if bytes != Array(instant[start..<start + count]) {
-                    return fail("the snapshot of epoch \(epoch.number) differs from its instant near \(start)")
+                    return fail(
+                        "the snapshot of epoch \(epoch.number) differs from its instant near \(start)")
                 }
             case .failure(let error):
-                guard source.failures + cache.failures == before, volume.log.epoch == epoch else { return }
+                // It may have ended meanwhile.
+                guard source.failures + cache.failures == before, host.isServing,
+                    volume.log.epoch?.uuid == epoch.uuid,
+                    volume.log.epoch?.state == .open, error.code != .gone
+                else { return }
                 return fail("the snapshot cannot be read: \(error.code)")
             }
-        }
-    }
-
-    private func control(_ body: @escaping (CopyOnWriteVolume) throws -> Void) {
-        guard let host else { return }
-        _ = host.perform { volume throws(StoreError) in
-            do { try body(volume) } catch {}
-        }
-    }
-
-    private func beginEpoch() {
-        let holder = EpochHolder()
-        control { volume in
-            if let epoch = volume.log.epoch, epoch.state != .released { try volume.release(epoch: epoch.uuid) }
-            _ = try volume.begin(holder: holder)
-        }
-    }
-
-    private func endEpoch() {
-        control { volume in
-            guard let epoch = volume.log.epoch else { return }
-            _ = try volume.end(epoch: epoch.uuid)
         }
     }
 }

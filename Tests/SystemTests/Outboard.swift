@@ -5,12 +5,14 @@ import TestSupport
 /// The built program.
 enum Outboard {
     /// Of the variable `OUTBOARD_BINARY`, else the one that was built beside these tests.
-    static let binary: String = {
-        if let given = ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] { return given }
+    static let binary = ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] ?? built("outboard")
+
+    /// A program that was built beside these tests.
+    static func built(_ name: String) -> String {
         var directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
             .deletingLastPathComponent()
         while directory.path != "/" {
-            let candidate = directory.appendingPathComponent("outboard").path
+            let candidate = directory.appendingPathComponent(name).path
             if FileManager.default.isExecutableFile(atPath: candidate),
                 (try? URL(fileURLWithPath: candidate).resourceValues(forKeys: [.isRegularFileKey]))?
                     .isRegularFile == true
@@ -19,8 +21,8 @@ enum Outboard {
             }
             directory.deleteLastPathComponent()
         }
-        preconditionFailure("the program outboard is not built; run swift build, or set OUTBOARD_BINARY")
-    }()
+        preconditionFailure("the program \(name) is not built; run swift build, or set OUTBOARD_BINARY")
+    }
 
     /// Runs it to its end.
     static func run(

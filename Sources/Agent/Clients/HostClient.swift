@@ -10,7 +10,7 @@ import HostControl
 public final class HostClient: Sendable {
     private struct State {
         // Nil once it failed, and while a call has it.
-        var socket: LineSocket?
+        var socket: (any LineTransport)?
         var isBusy = false
         var failure: AgentError?
         var nextID = 1
@@ -39,6 +39,12 @@ public final class HostClient: Sendable {
         state = Monitor(State(socket: connected))
     }
 
+    /// Over a connection that stands already.
+    package init(path: String, over transport: sending any LineTransport) {
+        self.path = path
+        state = Monitor(State(socket: transport))
+    }
+
     /// Calls a method and waits for its result.
     /// - Parameter timeout: seconds; a freeze asks for more than a status.
     /// - Throws: what the host answered (75 for a void, open or retained epoch, 74 for its I/O errors, 77,
@@ -48,7 +54,7 @@ public final class HostClient: Sendable {
     ) throws(AgentError) -> M.Result {
         let doing = "asking the host for \(M.name) at"
         let (socket, id) = try acquire()
-        var keep: LineSocket? = nil
+        var keep: (any LineTransport)? = nil
         var failure: AgentError?
         defer { release(keep, failure) }
         let line: [UInt8]
@@ -110,8 +116,8 @@ public final class HostClient: Sendable {
         }
     }
 
-    private func acquire() throws(AgentError) -> (LineSocket, Int) {
-        typealias Turn = Swift.Result<(LineSocket, Int), AgentError>
+    private func acquire() throws(AgentError) -> (any LineTransport, Int) {
+        typealias Turn = Swift.Result<(any LineTransport, Int), AgentError>
         nonisolated(unsafe) var turn: Turn?
         state.wait { state -> Void? in
             if let failure = state.failure {
@@ -127,7 +133,7 @@ public final class HostClient: Sendable {
         return try turn!.get()
     }
 
-    private func release(_ socket: LineSocket?, _ failure: AgentError?) {
+    private func release(_ socket: (any LineTransport)?, _ failure: AgentError?) {
         nonisolated(unsafe) let returned = socket
         state.withLockAndNotify { state in
             state.isBusy = false

@@ -1,18 +1,31 @@
 import Blocks
 import Glibc
 
-/// A connection to a unix socket that carries lines. Blocking, with a deadline for each operation; for one
-/// thread at a time.
-final class LineSocket {
-    enum Failure: Error {
-        /// `connect` and its like.
-        case system(String, Int32)
-        case pathTooLong
-        case closed
-        case timedOut
-        /// A line longer than the limit.
-        case lineTooLong
-    }
+/// What carries lines to a host and back: ``LineSocket`` is it, the simulator has another. Blocking; for one thread at a
+/// time. Letting it go ends the connection.
+package protocol LineTransport: AnyObject {
+    /// Sends all of `bytes`.
+    /// - Parameter deadline: by ``MonotonicClock``.
+    func send(_ bytes: [UInt8], deadline: UInt64) throws(LineFailure)
+    /// The next line without its newline.
+    /// - Parameter deadline: by ``MonotonicClock``.
+    func receiveLine(deadline: UInt64) throws(LineFailure) -> [UInt8]
+}
+
+/// Why a connection carries no more.
+package enum LineFailure: Error {
+    /// `connect` and its like.
+    case system(String, Int32)
+    case pathTooLong
+    case closed
+    case timedOut
+    /// A line longer than the limit.
+    case lineTooLong
+}
+
+/// A connection to a unix socket that carries lines.
+final class LineSocket: LineTransport {
+    typealias Failure = LineFailure
 
     private let descriptor: Int32
     private let lineLimit: Int
@@ -60,8 +73,6 @@ final class LineSocket {
         var gid: gid_t
     }
 
-    /// Sends all of `bytes`.
-    /// - Parameter deadline: by ``MonotonicClock``.
     func send(_ bytes: [UInt8], deadline: UInt64) throws(Failure) {
         var sent = 0
         while sent < bytes.count {
@@ -81,8 +92,6 @@ final class LineSocket {
         }
     }
 
-    /// The next line without its newline.
-    /// - Parameter deadline: by ``MonotonicClock``.
     func receiveLine(deadline: UInt64) throws(Failure) -> [UInt8] {
         var searched = 0
         while true {

@@ -1,0 +1,114 @@
+import Agent
+import Blocks
+import HostControl
+import PhysicalCopy
+import SimulatedFiles
+
+/// `outboard copy` in the simulation: the real sequence over a simulated file system, control line and bridge.
+final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is only
+    let process = SimulatedProcess("agent")
+    let destination: String
+    private let world: World
+    private let user: SimulatedFileSystem.User
+    let cancellation = CancellationToken()
+    private(set) var bridges: [BridgeProcess] = []
+    private(set) var result: Result<[CopyOutcome], AgentError>?
+    private(set) var notices: [String] = []
+
+    init(_ world: World, _ request: CopyRequest) {
+        self.world = world
+        destination = request.members[0].destination
+        user = world.files.makeUser(Int32(process.number))
+        process.whenItEnds { [self] in
+            user.end()
+            for bridge in bridges { orphan(bridge) }
+        }
+        world.scheduler.start(in: process) { [self] in
+            let sequence = CopySequence(request, collaborators(), cancellation: cancellation, observer: self)
+            do throws(AgentError) { result = .success(try sequence.run()) } catch { result = .failure(error) }
+            world.agentEnded(self)
+            process.end()
+            world.scheduler.wake(world.place)
+        }
+    }
+
+    /// A private bridge ends when its agent does, a little later.
+    private func orphan(_ bridge: BridgeProcess) {
+        guard bridge.process.isAlive else { return }
+        world.scheduler.start(in: world.main) { [world] in
+            world.scheduler.sleep(world.draw(5_000_000))
+            bridge.process.end()
+        }
+    }
+
+    private func collaborators() -> Collaborators {
+        var made = Collaborators(executable: "") { [world] path, writable throws(AgentError) in
+            guard let disk = world.disk(at: path) else {
+                throw AgentError(.inputMissing, doing: "opening", to: path, because: "there is none")
+            }
+            do {
+                return try world.calls.open(
+                    disk, access: writable ? .readWrite : .readOnly, mode: .pageCache)
+            } catch { throw AgentError(.inputMissing, doing: "opening", to: path, because: "\(error)") }
+        }
+        let calls = world.files.calls(for: user)
+        made.files = world.defect?.wrap(calls) ?? calls
+        made.connectHost = { [world] path throws(AgentError) in
+            guard let host = world.host, host.isServing else {
+                throw AgentError(
+                    .unavailable, doing: "connecting to the host at", to: path,
+                    because: "nobody serves the socket",
+                    cause: .disconnected)
+            }
+            let client = HostClient(path: path, over: SimulatedLine(world, host))
+            return world.defect?.wrap(client) ?? client
+        }
+        made.openSnapshot = { [world] _ throws(AgentError) in
+            guard let host = world.host, host.isServing else {
+                throw AgentError(.unavailable, doing: "opening", to: "the snapshot", because: "no host")
+            }
+            return SnapshotClient(world, host)
+        }
+        made.startPrivateBridge = { [self] units, _ throws(AgentError) in
+            let bridge = BridgeProcess(world, units)
+            bridges.append(bridge)
+            while bridge.device == nil, bridge.process.isAlive {
+                _ = world.scheduler.wait(at: world.place, until: nil)
+            }
+            guard bridge.device != nil else {
+                throw AgentError(
+                    .unavailable, doing: "starting", to: "a bridge",
+                    because: bridge.refusal ?? "it was killed",
+                    cause: .disconnected)
+            }
+            return SimulatedBridge(world, bridge)
+        }
+        made.realTime = { [world] in Int64(world.scheduler.time) }
+        return made
+    }
+}
+
+extension AgentProcess: SequenceObserver {
+    func progress(_ progress: SequenceProgress) {}
+    func notice(_ text: String) { notices.append(text) }
+}
+
+/// The `snapshot` export as a client has it.
+final class SnapshotClient: ReadOnlyStore, @unchecked Sendable {
+    private let world: World
+    private let host: HostProcess
+    let size: UInt64
+    let capabilities: StoreCapabilities = []
+
+    init(_ world: World, _ host: HostProcess) {
+        self.world = world
+        self.host = host
+        size = UInt64(world.source.bytes.count)
+    }
+
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        requireWithin(ByteRange(offset: offset, count: UInt64(buffer.count)))
+        guard let answer = host.readSnapshot(at: offset, count: buffer.count) else { throw StoreError(.gone) }
+        buffer.copyBytes(from: try answer.get())
+    }
+}

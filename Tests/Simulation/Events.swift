@@ -1,0 +1,260 @@
+import Agent
+import Blocks
+import Foundation
+import HostControl
+import OriginalImage
+import PhysicalCopy
+import TestSupport
+
+/// What happens in a run, and the judge of its copies.
+extension World {
+    func happen() {
+        let dice = draw(20)
+        trace("event \(dice)")
+        switch dice {
+        case 0 where plan.hasFaults: killHost()
+        case 1 where plan.hasFaults && plan.allowsPowerCuts: cutPower()
+        case 2 where plan.hasFaults: source.faults = illness()
+        case 3 where plan.hasFaults: cache.faults = illness()
+        case 4 where plan.hasFaults: makeCopiesIll(illness())
+        case 5 where plan.hasFaults: losesLines.toggle()
+        case 6: endIllness()
+        case 7...8 where plan.hasFaults: killAgent()
+        case 9 where plan.hasFaults: killBridge()
+        case 10: interrupt()
+        case 11: checkSnapshot()
+        case 12: judgeCopies()
+        case 13: integrate()
+        default: startCopy()
+        }
+    }
+
+    // MARK: Faults
+
+    private func illness() -> DiskFaults {
+        var faults = DiskFaults()
+        switch draw(5) {
+        case 0: faults.read = plan.illness
+        case 1: faults.write = plan.illness
+        case 2: faults.flush = plan.illness
+        case 3: faults.stall = plan.illness
+        default:
+            faults.short = 0.3
+            faults.interrupt = 0.2
+        }
+        return faults
+    }
+
+    private func makeCopiesIll(_ faults: DiskFaults) {
+        copyFaults = faults
+        files.space = faults.write > 0 && draw(2) == 0 ? 64 << 10 : nil
+        for copy in Self.copies {
+            for name in files.names(at: "/copies") ?? []
+            where name.hasPrefix(copy) || name.hasPrefix("." + copy) {
+                disk(at: "/copies/\(name)/data.img")?.faults = faults
+            }
+        }
+    }
+
+    private func endIllness() {
+        for disk in [source, cache] { disk.faults = .none }
+        makeCopiesIll(.none)
+        losesLines = false
+    }
+
+    private func killAgent() {
+        guard let agent else { return }
+        mark(.agentKilled)
+        agent.process.end()
+        self.agent = nil
+    }
+
+    private func killBridge() {
+        guard let bridge = agent?.bridges.last, bridge.process.isAlive else { return }
+        mark(.bridgeKilled)
+        bridge.process.end()
+    }
+
+    private func interrupt() {
+        guard let agent else { return }
+        mark(.copyInterrupted)
+        scheduler.start(in: agent.process) { agent.cancellation.cancel() }
+    }
+
+    // MARK: Copies
+
+    static let copies = ["one", "two"]
+
+    func startCopy() {
+        guard agent == nil, host?.isServing == true else { return }
+        let name = Self.copies[Int(draw(2))]
+        var request = CopyRequest(
+            members: [.init(control: "/simulated/control", destination: "/copies/" + name)],
+            mode: plan.isAppend ? .append : .overlay,
+            ending: plan.endsAfterCacheCopy ? .endedAfterCacheCopy : .endedBeforeCacheCopy)
+        request.force = true
+        request.wantsToc = false
+        trace("a copy starts: \(name)")
+        agent = AgentProcess(self, request)
+    }
+
+    func agentEnded(_ ended: AgentProcess) {
+        if agent === ended { agent = nil }
+        trace("a copy ends: \(ended.result.map { "\($0)" } ?? "nothing")")
+        switch ended.result {
+        case .success(let outcomes):
+            mark(.copyComplete)
+            mark(plan.isAppend ? .appended : .overlaid)
+            if plan.endsAfterCacheCopy { mark(.markedBeforeEnd) }
+            for outcome in outcomes {
+                if promises[outcome.copy] != nil { mark(.copyReplaced) }
+                promises[outcome.copy] = outcome.uuid
+            }
+            judgeCopies()
+        case .failure(let error):
+            mark(.copyFailed)
+            if error.status == .software || error.status == .usage {
+                fail("a copy failed by a bug: \(error)")
+            }
+        case nil: fail("an agent ended without a result")
+        }
+    }
+
+    /// Every copy that opens as complete is the volume at its instant, and what was promised is there.
+    func judgeCopies() {
+        guard failure == nil else { return }
+        isJudging = true
+        defer { isJudging = false }
+        for name in Self.copies { judge("/copies/" + name) }
+    }
+
+    private func judge(_ path: String) {
+        let user = files.makeUser(2)
+        defer { user.end() }
+        let copy: PhysicalCopy
+        do throws(CopyError) { copy = try PhysicalCopy(path, files: files.calls(for: user)) } catch {
+            // One that is being replaced or integrated is locked, and is looked at another time.
+            guard promises[path] != nil, error.kind != .cannotCreate else { return }
+            return fail("the complete copy \(path) is not there: \(error)")
+        }
+        let opener: DataOpener = { [self] location, _ throws(CopyError) in
+            guard case .path(let path) = location, let disk = disk(at: path) else {
+                throw CopyError(.missing, "open the data", "they are not there")
+            }
+            return JudgedStore(disk)
+        }
+        do throws(CopyError) {
+            let report = try copy.verify(opener)
+            let isBeingIntegrated = copy.manifest.state == .integrating
+            guard report.isClean || isBeingIntegrated else {
+                return fail("the complete copy \(path) does not verify: \(report.findings[0].problem)")
+            }
+            let volume = try copy.openVolume(opener)
+            guard let epoch = UUID(uuidString: copy.manifest.epoch.uuid), let instant = instants[epoch] else {
+                return fail("the copy \(path) is of an epoch that never was")
+            }
+            do throws(StoreError) {
+                let bytes = try volume.bytes(at: 0, count: Int(volume.size))
+                guard bytes != instant else { return }
+                let place =
+                    zip(bytes, instant).enumerated().first { $0.element.0 != $0.element.1 }?.offset ?? -1
+                fail(
+                    "the copy \(path), \(copy.manifest.mode), is not the volume at its instant, from byte \(place)"
+                )
+            } catch { fail("the complete copy \(path) cannot be read: \(error.code)") }
+        } catch { fail("the complete copy \(path) cannot be used: \(error)") }
+    }
+
+    /// Merges an append copy's originals, which may be cut short.
+    private func integrate() {
+        guard agent == nil else { return }
+        let path = "/copies/" + Self.copies[Int(draw(2))]
+        let process = SimulatedProcess("integrate")
+        let user = files.makeUser(Int32(process.number))
+        process.whenItEnds { user.end() }
+        scheduler.start(in: process) { [self] in
+            do throws(CopyError) {
+                let copy = try PhysicalCopy(path, for: .changing, files: files.calls(for: user))
+                let isAppended = copy.manifest.originals != nil
+                try copy.integrate({ location, writable throws(CopyError) in try open(location, writable) })
+                if isAppended { mark(.integrated) }
+            } catch {
+                if error.kind == .damaged, source.failures + cache.failures == 0,
+                    copyFaults.read + copyFaults.write == 0
+                {
+                    fail("integrate finds damage: \(error)")
+                }
+            }
+            process.end()
+        }
+        scheduler.sleep(draw(30_000_000))
+        guard process.isAlive, plan.hasFaults else { return }
+        mark(.integrateKilled)
+        process.end()
+    }
+
+    private func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
+        guard case .path(let path) = location, let disk = disk(at: path) else {
+            throw CopyError(.missing, "open the data", "they are not there")
+        }
+        do {
+            let file = try calls.open(disk, access: writable ? .readWrite : .readOnly, mode: .pageCache)
+            return wrap(file, .copy)
+        } catch { throw CopyError(.io, "open the data", "\(error)") }
+    }
+
+    // MARK: The end
+
+    /// Nothing fails any more: all must work, and a copy must become complete.
+    func heal() {
+        trace("heal")
+        endIllness()
+        if let agent {
+            let deadline = scheduler.time + 3_600_000_000_000
+            while self.agent === agent, agent.process.isAlive, !scheduler.isStuck {
+                guard scheduler.wait(at: place, until: deadline) || scheduler.time < deadline else {
+                    return fail("a copy does not end")
+                }
+            }
+            self.agent = nil
+        }
+        // Files that have failed to flush are opened anew: that is what an administrator is told.
+        if host?.hasFailedFlush == true || source.hasFailedFlush || cache.hasFailedFlush { killHost() }
+        ensureHost()
+        judgeCopies()
+        // With a small cache a copy under load may rightly be given up.
+        if plan.isCacheSmall { stopsApplications = true }
+        scheduler.sleep(100_000_000)
+        guard failure == nil else { return }
+        startCopy()
+        guard let last = agent else {
+            return fail(
+                "no copy can be begun: agent \(agent != nil), host \(host.map { "\($0.isServing) \($0.process.isAlive)" } ?? "none")"
+            )
+        }
+        let deadline = scheduler.time + 3_600_000_000_000
+        while last.process.isAlive, !scheduler.isStuck, scheduler.time < deadline {
+            _ = scheduler.wait(at: place, until: deadline)
+        }
+        switch last.result {
+        case .success: checkNothingIsLeft()
+        case .failure(let error): fail("a copy fails although nothing is wrong: \(error)")
+        case nil: fail("the last copy does not end")
+        }
+        checkSnapshot()
+        judgeCopies()
+    }
+
+    /// Afterwards no epoch is open or retained, and of what was interrupted under that name nothing is left.
+    private func checkNothingIsLeft() {
+        guard failure == nil else { return }
+        if let epoch = host?.volume?.log.epoch, epoch.state != .released {
+            fail("epoch \(epoch.number) is left \(epoch.state) by a copy that is complete")
+        }
+        let names = (files.names(at: "/copies") ?? []).filter { !Self.copies.contains($0) }
+        let name = agent?.destination.split(separator: "/").last.map(String.init) ?? ""
+        if let left = names.first(where: { $0.hasPrefix(".\(name).") && !name.isEmpty }) {
+            fail("\(left) is left over")
+        }
+    }
+}
