@@ -30,6 +30,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     private(set) var failure: String?
     /// The volume's bytes at the instant of each epoch.
     private(set) var instants: [UUID: [UInt8]] = [:]
+    /// Epochs that became void while the cache took no record of it, and whose host died then.
+    private var unrecorded: Set<UUID> = []
     /// The copies that somebody was told to be complete, by their directories.
     var promises: [String: String] = [:]
     /// The device of the copies.
@@ -218,10 +220,14 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     }
 
     private func noteState(_ host: HostProcess, open site: FaultSite) {
-        switch host.volume?.log.epoch?.state {
+        guard let log = host.volume?.log, let epoch = log.epoch else { return }
+        switch epoch.state {
         case .open: mark(site)
-        case .void: mark(.epochVoid)
-        case .ended, .released, nil: break
+        case .void:
+            mark(.epochVoid)
+            // The one case that the log's article leaves: the cache refuses the record until the host dies.
+            if !log.isRecorded, cache.failures > 0 { unrecorded.insert(epoch.uuid) }
+        case .ended, .released: break
         }
     }
 
@@ -250,7 +256,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     /// While an epoch is open its logical snapshot shows the instant, whatever has happened since.
     func checkSnapshot() {
         guard failure == nil, let host, host.isServing, let volume = host.volume,
-            let epoch = volume.log.epoch, epoch.state == .open, let instant = instants[epoch.uuid]
+            let epoch = volume.log.epoch, epoch.state == .open, let instant = instants[epoch.uuid],
+            !unrecorded.contains(epoch.uuid)
         else { return }
         let before = source.failures + cache.failures
         for start in stride(from: 0, to: instant.count, by: 16384) {
