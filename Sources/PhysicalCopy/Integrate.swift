@@ -144,7 +144,9 @@ extension PhysicalCopy {
         guard status.st_mode & S_IFMT == S_IFREG, status.st_size > Int(manifest.data.range.end) else {
             return
         }
-        try requireOwnLog(descriptor, path, action)
+        // The copy's own file, and nobody else's, is cut whatever a power cut has left of the log in it.
+        let isOwn = manifest.location == .usual && status.st_nlink <= 1
+        if !isOwn { try requireOwnLog(descriptor, path, action) }
         try files.truncate(descriptor, to: manifest.data.range.end, action)
         try files.synchronize(descriptor, action)
     }

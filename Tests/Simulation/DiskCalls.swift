@@ -68,6 +68,7 @@ final class DiskCalls: @unchecked Sendable {
 
     private func fail(_ disk: SimulatedDisk, _ site: FaultSite, _ code: Int32 = EIO) -> Result<Int, Errno> {
         disk.countFailure()
+        if disk.role == .copy { world.copyFailures += 1 }
         world.mark(site)
         return .failure(Errno(code))
     }

@@ -116,6 +116,9 @@ extension World {
             if error.status == .software || error.status == .usage {
                 fail("a copy failed by a bug: \(error)")
             }
+            if error.status == .corrupt, deviceFailures == 0 {
+                fail("a copy is found damaged though no device has failed: \(error)")
+            }
         case nil: fail("an agent ended without a result")
         }
     }
@@ -224,7 +227,8 @@ extension World {
         judgeCopies()
         // With a small cache a copy under load may rightly be given up.
         if plan.isCacheSmall { stopsApplications = true }
-        scheduler.sleep(100_000_000)
+        // What dead agents had still asked for is done by then.
+        scheduler.sleep(5_000_000_000)
         guard failure == nil else { return }
         startCopy()
         guard let last = agent else {

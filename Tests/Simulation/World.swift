@@ -34,6 +34,9 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     private var unrecorded: Set<UUID> = []
     /// The copies that somebody was told to be complete, by their directories.
     var promises: [String: String] = [:]
+    /// Calls that failed because a simulated device did, of all that a copy uses.
+    var deviceFailures: Int { source.failures + cache.failures + copyFailures }
+    var copyFailures = 0
     /// The device of the copies.
     var copyFaults = DiskFaults.none
     var losesLines = false
@@ -92,6 +95,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
             default: return nil
             }
             guard chance > 0, Double(draw(1 << 20)) / Double(1 << 20) < chance else { return nil }
+            copyFailures += 1
             mark(
                 operation.kind == .fsync
                     ? .copyFlushError : operation.kind == .pread ? .copyReadError : .copyWriteError)

@@ -142,7 +142,7 @@ import Testing
         #expect(MonotonicClock.now - begun >= given)
         #expect(site.bridge.process.wait(seconds: 20) == .exit(0), "\(site.bridge.process.errors)")
         let lines = site.bridge.process.errors.split(separator: "\n").filter {
-            $0.contains("EXTENDED COPY (")
+            $0.contains("EXTENDED COPY ")
         }
         #expect(lines.count == 1 && lines[0].contains(" result=aborted "), "\(site.bridge.process.errors)")
     }
