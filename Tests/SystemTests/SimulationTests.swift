@@ -30,7 +30,7 @@ import Testing
 
     /// Each with a seed that finds it; `scripts/simulate --defects` looks for those of all.
     @Test(arguments: [
-        ("preservesAfterWriting", 1), ("forgetsOneBit", 1), ("takesShortTransfersForWhole", 52),
+        ("preservesAfterWriting", 1), ("forgetsOneBit", 1),
     ])
     func aDefectIsFound(_ defect: String, seed: Int) throws {
         let run = try simulate("\(seed)", "1", defect)
