@@ -23,7 +23,8 @@ final class FilteredFile: Sendable {
             guard server.isRunning else { throw TestFailure("nbdkit ended: \(server.errors)") }
             return FileManager.default.fileExists(atPath: socket)
         }
-        fuse = try ChildProcess("nbdfuse", [path, "--unix", socket])
+        // A cache that others may write is refused, and nbdfuse gives everybody everything.
+        fuse = try ChildProcess("nbdfuse", ["-o", "umask=0077", path, "--unix", socket])
         try waitUntil("nbdfuse serves") { [path, fuse, bytes = size.st_size] in
             guard fuse.isRunning else { throw TestFailure("nbdfuse ended: \(fuse.errors)") }
             var status = stat()
