@@ -195,6 +195,30 @@ private final class SparseStore: BlockStore {
         }
     }
 
+    /// What reads a pipe must not take for whole what was given up.
+    @Test func whatIsGivenUpHasNoEnd() throws {
+        let parent = TemporaryDirectory()
+        let sample = try SampleCopy(in: parent.path, seed: 8)
+        let path = parent.path + "/stream"
+        let descriptor = open(path, O_WRONLY | O_CREAT, 0o600)
+        #expect(descriptor >= 0)
+        defer { close(descriptor) }
+        let output = BackupOutput(descriptor: descriptor, name: "stream", recordBytes: 512) {}
+        var written: UInt64 = 0
+        let error = #expect(throws: CopyError.self) {
+            try PhysicalCopy(sample.directory).backUp(
+                to: output, integrated: false, tool: "test 1", SampleCopy.open
+            ) { step, _ throws(CopyError) in
+                guard step == .writing else { return }
+                written = output.position
+                throw CopyError(.cancelled, "back up", "it was given up")
+            }
+        }
+        #expect(error?.kind == .cancelled)
+        #expect(written > 0 && output.position == written)
+        #expect(throws: CopyError.self) { try ReadBackup(path) }
+    }
+
     @Test func whatIsThereIsReplacedByForceOnly() throws {
         let parent = TemporaryDirectory()
         let sample = try SampleCopy(in: parent.path, seed: 7)

@@ -28,8 +28,10 @@ final class ArchiveWriter {
     }
 
     deinit {
-        // What was not closed before is not to be completed now.
-        archive_write_fail(archive)
+        // What was not closed before is not to be completed now. It is closed nevertheless: after archive_write_fail,
+        // archive_write_free of libarchive 3.6.2 forgets 33 bytes.
+        output.takeNothingMore()
+        archive_write_close(archive)
         archive_write_free(archive)
     }
 

@@ -23,6 +23,7 @@ public final class BackupOutput {
     private var filled = 0
     private var checksums = StreamChecksums()
     private var isSummed = true
+    private var isOpen = true
     /// Bytes taken.
     private(set) var position: UInt64 = 0
     /// Why nothing more is taken.
@@ -138,9 +139,9 @@ public final class BackupOutput {
     }
 
     /// Takes the next bytes.
-    /// - Returns: false when that failed, now or before; ``failure`` says why.
+    /// - Returns: false when that failed, now or before; ``failure`` says why. False, too, after ``takeNothingMore()``.
     func take(_ bytes: UnsafeRawBufferPointer) -> Bool {
-        guard failure == nil else { return false }
+        guard failure == nil, isOpen else { return false }
         if isSummed { checksums.update(bytes) }
         position += UInt64(bytes.count)
         var rest = bytes
@@ -164,6 +165,9 @@ public final class BackupOutput {
         }
         return true
     }
+
+    /// Whatever comes now is none of the backup's.
+    func takeNothingMore() { isOpen = false }
 
     private func writeRecord() throws(CopyError) {
         try writeRecord(UnsafeRawBufferPointer(record.buffer))
