@@ -209,6 +209,11 @@ public struct SequenceProgress: Hashable, Sendable {
     /// Seconds until it is full, if applications go on as in the last seconds; nil: it does not fill, or nobody knows.
     public var secondsToFull: Double?
 
+    /// The phase without what it says of itself in parentheses, which changes: one of few names.
+    public var phaseName: String {
+        phase.firstRange(of: " (").map { String(phase[..<$0.lowerBound]) } ?? phase
+    }
+
     public init(
         phase: String, done: UInt64, total: UInt64, cacheFill: Double? = nil, secondsToFull: Double? = nil
     ) {

@@ -352,7 +352,10 @@ public final class CopySequence {
                 runs, from: source, to: copy, by: copier, rate: request.maximumRate, account: account,
                 cancellation: cancellation
             ) { done throws(AgentError) in
-                member.copiedBytes = before + done
+                // A command that has just ended is, for a moment, neither running nor done.
+                let copied = max(member.copiedBytes, before + done)
+                observer.copied(copied - member.copiedBytes)
+                member.copiedBytes = copied
                 let outlook = try watch()
                 observer.progress(
                     SequenceProgress(

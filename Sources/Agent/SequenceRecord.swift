@@ -5,7 +5,7 @@ import Blocks
 public final class SequenceRecord: SequenceObserver {
     /// One phase, with the time of all its turns: a group's volumes take turns.
     public struct Phase: Hashable, Sendable {
-        /// As in ``SequenceProgress/phase``.
+        /// ``SequenceProgress/phaseName``.
         public var name: String
         public var seconds: Double
     }
@@ -14,9 +14,12 @@ public final class SequenceRecord: SequenceObserver {
         var phases: [(name: String, nanoseconds: UInt64)] = []
         var since: UInt64
         var current = SequenceProgress(phase: SequenceRecord.firstPhase, done: 0, total: 0)
+        /// When what is being done was begun, with so many bytes done by now: of a group each volume begins anew.
+        var runSince: UInt64
+        var copiedBytes: UInt64 = 0
         var isOver = false
 
-        var place: Int? { phases.firstIndex { $0.name == current.phase } }
+        var place: Int? { phases.firstIndex { $0.name == current.phaseName } }
 
         /// The current phase's time goes on its account.
         mutating func settle(_ now: UInt64) {
@@ -25,7 +28,7 @@ public final class SequenceRecord: SequenceObserver {
             if let place {
                 phases[place].nanoseconds += elapsed
             } else {
-                phases.append((current.phase, elapsed))
+                phases.append((current.phaseName, elapsed))
             }
         }
     }
@@ -39,12 +42,15 @@ public final class SequenceRecord: SequenceObserver {
     /// - Parameter next: told whatever this is told, in the same order.
     public init(tellingAlso next: any SequenceObserver) {
         self.next = next
-        state = Monitor(State(since: MonotonicClock.now))
+        let now = MonotonicClock.now
+        state = Monitor(State(since: now, runSince: now))
     }
 
     public func progress(_ progress: SequenceProgress) {
         state.withLock { state in
-            if state.current.phase != progress.phase { state.settle(MonotonicClock.now) }
+            let isAnother = state.current.phaseName != progress.phaseName
+            if isAnother { state.settle(MonotonicClock.now) }
+            if isAnother || progress.done == 0 { state.runSince = MonotonicClock.now }
             let fill = progress.cacheFill ?? state.current.cacheFill
             state.current = progress
             state.current.cacheFill = fill
@@ -62,6 +68,20 @@ public final class SequenceRecord: SequenceObserver {
         state.withLock { state in
             state.settle(MonotonicClock.now)
             state.isOver = true
+        }
+    }
+
+    func copied(_ bytes: UInt64) { state.withLock { $0.copiedBytes += bytes } }
+
+    /// Bytes that bridges have copied, original images included.
+    public var copiedBytes: UInt64 { state.withLock { $0.copiedBytes } }
+
+    /// Bytes a second of what is being done; nil while nothing can be said.
+    public var rate: Double? {
+        state.withLock { state in
+            let seconds = Double(MonotonicClock.now &- state.runSince) / 1e9
+            return seconds > 0.5 && state.current.done > 0 && !state.isOver
+                ? Double(state.current.done) / seconds : nil
         }
     }
 

@@ -25,11 +25,11 @@ public enum SocketPathError: Error, Hashable, Sendable, CustomStringConvertible 
 }
 
 /// A unix socket that listens at a path with mode 0600 from its first moment.
-enum SocketPath {
+package enum SocketPath {
     /// Takes the place of a dead socket; never of a live one, and of nothing else.
     /// - Parameter patience: nanoseconds that another process may keep the directory locked.
     /// - Returns: the listening descriptor, which the caller owns.
-    static func bind(
+    package static func bind(
         _ path: String, patience: UInt64 = HostLimits.directoryLockNanoseconds
     ) throws(SocketPathError) -> Int32 {
         var address = try self.address(path)

@@ -62,7 +62,8 @@ extension CopyOnWriteVolume {
             epoch: epochStatus, cacheCapacity: capacity, cacheUsed: used,
             counters: meters.counters(batches: log.head.sequence), latencies: meters.latencies,
             flushFailure: flushFailure.text,
-            secondsToFull: open?.fill.secondsToFull(used: used, capacity: capacity, at: MonotonicClock.now))
+            secondsToFull: open?.fill.secondsToFull(used: used, capacity: capacity, at: MonotonicClock.now),
+            clients: place.clients?())
     }
 }
 
@@ -81,8 +82,14 @@ public struct HostDescriptor: Sendable {
     public var uris: [String]
     /// The unix socket on which NBD is served.
     public var socket: String
+    /// Connections of NBD clients at this moment; nil: nobody knows.
+    public var clients: (@Sendable () -> Int)?
 
-    public init(source: String, cache: String, uris: [String], socket: String) {
+    public init(
+        source: String, cache: String, uris: [String], socket: String,
+        clients: (@Sendable () -> Int)? = nil
+    ) {
+        self.clients = clients
         self.source = source
         self.cache = cache
         self.uris = uris

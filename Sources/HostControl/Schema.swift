@@ -215,15 +215,18 @@ public struct VolumeStatus: Codable, Sendable {
     /// That a flush of the source has failed, in words for people: until the host is started anew all flushes and
     /// FUA writes fail, and no epoch can begin. Absent as long as none has.
     public var flushFailure: String?
+    /// Connections of NBD clients, where that is known.
+    public var clients: Int?
 
     public init(
         volumeUUID: String, source: String, cache: String, size: UInt64, chunkSize: UInt64,
         durability: Durability, onCacheFull: CacheFullPolicy, isFrozen: Bool, uris: [String], socket: String,
         epoch: EpochStatus?, cacheCapacity: UInt64, cacheUsed: UInt64, counters: VolumeCounters,
         latencies: [String: LatencyHistogram], flushFailure: String? = nil,
-        secondsToFull: Double? = nil
+        secondsToFull: Double? = nil, clients: Int? = nil
     ) {
         self.secondsToFull = secondsToFull
+        self.clients = clients
         self.volumeUUID = volumeUUID
         self.source = source
         self.cache = cache

@@ -94,6 +94,7 @@ struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
             "A unit of a private bridge.", valueName: "n:[ro][nolock]:path", visibility: .hidden))
     var privateUnit: [PrivateUnitArgument] = []
 
+    @OptionGroup var metrics: MetricsOptions
     @OptionGroup var log: LogOptions
     var isService: Bool { !self.private }
 
@@ -105,6 +106,8 @@ struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
         var portal: String
         var portals: [String]
         var target: String
+        /// Where metrics are told, ADDRESS:PORT; absent: nowhere, or in a file.
+        var metrics: String?
         /// Who is let in; absent: all.
         var initiators: [Initiator]?
         var units: [Unit]
@@ -152,7 +155,9 @@ struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
             let units = try BridgeService.check(settings)
             return try sayChecked(output(settings, settings.portals.map(\.text), units), settings)
         }
+        try metrics.refuseOpenAddress()
         let service = try await BridgeService.start(settings)
+        await service.tell(metrics.metrics)
         let stop = Monitor(false)
         let isPrivate = self.private
         StopSignals.handle { signal, count in
@@ -163,11 +168,15 @@ struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
         }
         if isPrivate { endWithInput(stop) }
         if json {
-            try Console.print(json: output(settings, service.portals, service.units))
+            var output = output(settings, service.portals, service.units)
+            output.metrics = service.metricsPlace
+            try Console.print(json: output)
         } else {
             Console.print("ready \(service.portals.joined(separator: ",")) \(service.target)")
         }
+        if !self.private { ServiceManager.ready(serving: service.portals.joined(separator: ", ")) }
         await onBlockingThread { stop.wait { $0 ? () : nil } }
+        if !self.private { ServiceManager.stopping() }
         await service.stop()
     }
 
@@ -177,7 +186,7 @@ struct BridgeCommand: AsyncParsableCommand, LoggingCommand {
         let initiators = Dictionary(
             settings.units.map { ($0.number, $0.initiators) }, uniquingKeysWith: { first, _ in first })
         return Output(
-            portal: portals[0], portals: portals, target: settings.target,
+            portal: portals[0], portals: portals, target: settings.target, metrics: nil,
             initiators: settings.initiators?.map {
                 Output.Initiator(name: $0.name, chap: $0.chapFile != nil)
             },

@@ -1,9 +1,11 @@
 import AsyncIO
 import Blocks
 import Bridge
+import Foundation
 import Glibc
 import ISCSI
 import Logging
+import Synchronization
 
 /// One running bridge: units, copy manager and iSCSI target put together.
 final class BridgeService: Sendable {
@@ -13,12 +15,19 @@ final class BridgeService: Sendable {
     private let device: BridgeDevice
     private let server: ISCSITarget
     private let isPrivate: Bool
+    private let startedAt = Date().timeIntervalSince1970
+    private let logger: Logger
+    /// Set once, when it serves.
+    private let telling = Mutex<(metrics: MetricsTeller?, registered: Registered?)>((nil, nil))
 
+    var metricsPlace: String? { telling.withLock { $0.metrics?.place } }
     var units: [BridgeUnitSummary] { device.summaries }
 
     private init(
-        portals: [String], target: String, device: BridgeDevice, server: ISCSITarget, isPrivate: Bool
+        portals: [String], target: String, device: BridgeDevice, server: ISCSITarget, isPrivate: Bool,
+        logger: Logger
     ) {
+        self.logger = logger
         self.isPrivate = isPrivate
         self.portals = portals
         self.target = target
@@ -42,7 +51,8 @@ final class BridgeService: Sendable {
                 logger: logger)
             return BridgeService(
                 portals: server.portals.map { Endpoint(host: $0.host, port: $0.port).text },
-                target: settings.target, device: device, server: server, isPrivate: settings.isPrivate)
+                target: settings.target, device: device, server: server, isPrivate: settings.isPrivate,
+                logger: logger)
         } catch {
             device.close()
             throw Self.failure(error)
@@ -154,7 +164,26 @@ final class BridgeService: Sendable {
         return false
     }
 
+    /// From now on it tells what it does. A private bridge's agent does that.
+    func tell(_ place: MetricsPlace?) async {
+        guard !isPrivate else { return }
+        let (device, target, portals, started) = (device, target, portals, startedAt)
+        let metrics = await MetricsTeller.start(place, logger) {
+            BridgeMetrics.page(device.counters, units: device.summaries, target: target, started: started)
+        }
+        let registered = Registered.enter(.bridge, subject: target, logger) {
+            BridgeStatus(target: target, portals: portals, device.counters, device.summaries)
+        }
+        telling.withLock { $0 = (metrics, registered) }
+    }
+
     func stop() async {
+        let (metrics, registered) = telling.withLock { telling in
+            defer { telling = (nil, nil) }
+            return telling
+        }
+        registered?.leave()
+        await metrics?.stop()
         // Of a private bridge the agent is gone, or has no use for what is under way.
         await server.shutdown(drainSeconds: isPrivate ? 0 : ISCSILimits.drainSeconds)
         device.close()

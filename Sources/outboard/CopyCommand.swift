@@ -144,6 +144,12 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
                 + "and --post-thaw have done their work, and are not done again."))
     var resume = false
 
+    @Option(
+        help: ArgumentHelp(
+            "Write metrics of this copy to a file every few seconds and at its end, for node_exporter's textfile "
+                + "collector.", valueName: "file"))
+    var metrics: String?
+
     @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
@@ -174,7 +180,9 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             tool: "outboard \(toolVersion)")
         for member in request.members { try Trust.require(member.destination, to: "make the copy") }
         request.resumes = resume
-        let outcomes = try await Sequences.run("copy") {
+        let outcomes = try await Sequences.run(
+            "copy", tellingBy: { [to, metrics, request] in CopyTeller(request, to, metrics, $0, $1) }
+        ) {
             [request] world, cancellation, observer throws(AgentError) in
             try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
         }

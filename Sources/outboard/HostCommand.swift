@@ -37,6 +37,7 @@ struct HostCommand: AsyncParsableCommand, LoggingCommand {
             """)
 
     @OptionGroup var options: HostOptions
+    @OptionGroup var metrics: MetricsOptions
     @OptionGroup var log: LogOptions
     var isService: Bool { true }
 
@@ -59,6 +60,7 @@ struct HostCommand: AsyncParsableCommand, LoggingCommand {
     }
 
     func run() async throws {
+        try metrics.refuseOpenAddress()
         let service = try await HostService.start(options)
         StopSignals.handle { _, count in
             if count > 1 {
@@ -67,13 +69,16 @@ struct HostCommand: AsyncParsableCommand, LoggingCommand {
             }
             service.requestStop()
         }
+        await service.tell(metrics.metrics)
         let place = service.place
         if options.json {
             try Console.print(json: place)
         } else {
             Console.print("ready \(place.uris[0]) \(place.control)")
         }
+        ServiceManager.ready(serving: place.source)
         await service.waitForStop()
+        ServiceManager.stopping()
         try await service.stop()
     }
 }

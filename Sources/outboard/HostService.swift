@@ -6,6 +6,7 @@ import HostControl
 import Logging
 import NBD
 import OriginalImage
+import Synchronization
 
 /// One running host: storage, volume, NBD server and control server, put together and taken apart.
 final class HostService: Sendable {
@@ -20,9 +21,20 @@ final class HostService: Sendable {
         var size: UInt64
         var chunkSize: UInt64
         var tcpPort: Int?
+        /// Where metrics are told, ADDRESS:PORT; absent: nowhere, or in a file.
+        var metrics: String?
     }
 
-    let place: Place
+    var place: Place {
+        var place = fixedPlace
+        place.metrics = telling.withLock { $0.metrics?.place }
+        return place
+    }
+    private let fixedPlace: Place
+    private let descriptor: HostDescriptor
+    private let startedAt = Date().timeIntervalSince1970
+    /// Set once, when it serves.
+    private let telling = Mutex<(metrics: MetricsTeller?, registered: Registered?)>((nil, nil))
     private let storage: HostStorage
     private let volume: CopyOnWriteVolume
     private let nbd: NBDServer
@@ -31,11 +43,13 @@ final class HostService: Sendable {
     private let logger: Logger
 
     private init(
-        place: Place, storage: HostStorage, volume: CopyOnWriteVolume, nbd: NBDServer, control: ControlServer,
+        place: Place, descriptor: HostDescriptor, storage: HostStorage, volume: CopyOnWriteVolume,
+        nbd: NBDServer, control: ControlServer,
         stopRequested: Monitor<Bool>, logger: Logger
     ) {
         self.logger = logger
-        self.place = place
+        fixedPlace = place
+        self.descriptor = descriptor
         self.storage = storage
         self.volume = volume
         self.nbd = nbd
@@ -103,12 +117,14 @@ final class HostService: Sendable {
             uris.append("nbds://\(Endpoint(host: listen.host, port: port).text)")
         }
         let stop = Monitor(false)
+        let descriptor = HostDescriptor(
+            source: storage.sourcePath, cache: storage.cachePath, uris: uris, socket: socket,
+            clients: { nbd.load.connections })
         let control: ControlServer
         do {
             control = try await ControlServer.start(
                 volume: volume,
-                place: HostDescriptor(
-                    source: storage.sourcePath, cache: storage.cachePath, uris: uris, socket: socket),
+                place: descriptor,
                 socket: options.control, logger: logger,
                 onShutdown: { stop.withLockAndNotify { $0 = true } })
         } catch let error as SocketPathError {
@@ -120,8 +136,20 @@ final class HostService: Sendable {
                 source: storage.sourcePath, cache: storage.cachePath,
                 volume: storage.volume.uuidString, size: volume.size,
                 chunkSize: volume.geometry.chunkSize, tcpPort: nbd.tcpPort),
-            storage: storage, volume: volume, nbd: nbd, control: control, stopRequested: stop,
+            descriptor: descriptor, storage: storage, volume: volume, nbd: nbd, control: control,
+            stopRequested: stop,
             logger: logger)
+    }
+
+    /// From now on it tells what it does.
+    func tell(_ place: MetricsPlace?) async {
+        let (volume, descriptor, started) = (volume, descriptor, startedAt)
+        let metrics = await MetricsTeller.start(place, logger) {
+            HostMetrics.page(volume.status(of: descriptor), started: started)
+        }
+        let registered = Registered.enter(
+            .host, subject: descriptor.source, control: fixedPlace.control, logger)
+        telling.withLock { $0 = (metrics, registered) }
     }
 
     func requestStop() { stopRequested.withLockAndNotify { $0 = true } }
@@ -132,6 +160,12 @@ final class HostService: Sendable {
 
     /// Stops serving, finishes what was begun, flushes. An open epoch stays open in the cache.
     func stop() async throws {
+        let (metrics, registered) = telling.withLock { telling in
+            defer { telling = (nil, nil) }
+            return telling
+        }
+        registered?.leave()
+        await metrics?.stop()
         // Writers that wait at a closed gate would never finish.
         try volume.endStandstills(force: true)
         await nbd.shutdown()

@@ -23,8 +23,8 @@ struct Outboard: AsyncParsableCommand {
         subcommands: [
             HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
             IntegrateCommand.self, RestoreCommand.self, TocCommand.self, ListCommand.self, FindCommand.self,
-            CatCommand.self, MountCommand.self, BackupCommand.self, GrowCommand.self, ThawGuardCommand.self,
-            ReadFileSystemsCommand.self,
+            CatCommand.self, MountCommand.self, BackupCommand.self, GrowCommand.self, StatusCommand.self,
+            ThawGuardCommand.self, ReadFileSystemsCommand.self,
         ])
 
     func run() throws { throw ValidationError("name a subcommand; outboard --help lists them") }

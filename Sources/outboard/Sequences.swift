@@ -9,8 +9,10 @@ import Logging
 enum Sequences {
     /// Runs `body` on a thread of its own; the first signal asks it to stop in order, the third ends the
     /// process, but not while anything stands still on its behalf.
+    /// - Parameter teller: who tells others of it: gets it before it begins, and hears how it ends.
     static func run<Outcome: Sendable>(
         _ name: String,
+        tellingBy teller: (SequenceRecord, Logger) -> (any SequenceTeller)? = { _, _ in nil },
         _ body:
             @escaping @Sendable (Collaborators, CancellationToken, any SequenceObserver) throws(AgentError) ->
             Outcome
@@ -29,7 +31,15 @@ enum Sequences {
         }
         let world = world(notice: observer.notice).logged(by: logger)
         defer { terminal.finish() }
-        return try await onBlockingThread { try body(world, cancellation, observer) }
+        let telling = teller(observer, logger)
+        do {
+            let outcome = try await onBlockingThread { try body(world, cancellation, observer) }
+            await telling?.ended(.done)
+            return outcome
+        } catch {
+            await telling?.ended(Failure(error).status)
+            throw error
+        }
     }
 
     /// What the sequences need.
@@ -72,6 +82,11 @@ enum Sequences {
             }
         return AgentError(status, doing: error.operation, to: path, because: error.reason)
     }
+}
+
+/// Tells others of a sequence while it runs.
+protocol SequenceTeller: Sendable {
+    func ended(_ status: ExitStatus) async
 }
 
 extension Collaborators {
@@ -149,7 +164,7 @@ private final class TerminalObserver: SequenceObserver {
     init(_ logger: Logger) { self.logger = logger }
 
     func progress(_ progress: SequenceProgress) {
-        enter(progress.phase)
+        enter(progress.phaseName)
         bar.update(
             phase: progress.phase, done: progress.done, total: progress.total, cacheFill: progress.cacheFill,
             secondsToFull: progress.secondsToFull)

@@ -5,7 +5,11 @@ import TestSupport
 /// The built program.
 enum Outboard {
     /// Of the variable `OUTBOARD_BINARY`, else the one that was built beside these tests.
-    static let binary = ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] ?? built("outboard")
+    static let binary: String = {
+        // What tests start is not among what runs on this machine.
+        setenv("OUTBOARD_RUN_DIRECTORY", "/var/tmp/outboard-test-run-\(geteuid())", 0)
+        return ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] ?? built("outboard")
+    }()
 
     /// A program that was built beside these tests.
     static func built(_ name: String) -> String {

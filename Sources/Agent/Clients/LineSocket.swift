@@ -24,14 +24,14 @@ package enum LineFailure: Error {
 }
 
 /// A connection to a unix socket that carries lines.
-final class LineSocket: LineTransport {
-    typealias Failure = LineFailure
+package final class LineSocket: LineTransport {
+    package typealias Failure = LineFailure
 
     private let descriptor: Int32
     private let lineLimit: Int
     private var received: [UInt8] = []
 
-    init(path: String, lineLimit: Int) throws(Failure) {
+    package init(path: String, lineLimit: Int) throws(Failure) {
         self.lineLimit = lineLimit
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
@@ -73,7 +73,7 @@ final class LineSocket: LineTransport {
         var gid: gid_t
     }
 
-    func send(_ bytes: [UInt8], deadline: UInt64) throws(Failure) {
+    package func send(_ bytes: [UInt8], deadline: UInt64) throws(Failure) {
         var sent = 0
         while sent < bytes.count {
             try wait(for: Int16(POLLOUT), deadline: deadline)
@@ -92,7 +92,7 @@ final class LineSocket: LineTransport {
         }
     }
 
-    func receiveLine(deadline: UInt64) throws(Failure) -> [UInt8] {
+    package func receiveLine(deadline: UInt64) throws(Failure) -> [UInt8] {
         var searched = 0
         while true {
             if let end = received[searched...].firstIndex(of: UInt8(ascii: "\n")) {
