@@ -1,6 +1,7 @@
 import Agent
 import ArgumentParser
 import Blocks
+import Logging
 import PhysicalCopy
 
 struct CopyCommand: AsyncParsableCommand, LoggingCommand {
@@ -180,9 +181,10 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             tool: "outboard \(toolVersion)")
         for member in request.members { try Trust.require(member.destination, to: "make the copy") }
         request.resumes = resume
-        let outcomes = try await Sequences.run(
-            "copy", tellingBy: { [to, metrics, request] in CopyTeller(request, to, metrics, $0, $1) }
-        ) {
+        let teller: (SequenceRecord, Logger) -> (any SequenceTeller)? = {
+            [to, metrics, request] record, logger in CopyTeller(request, to, metrics, record, logger)
+        }
+        let outcomes = try await Sequences.run("copy", tellingBy: teller) {
             [request] world, cancellation, observer throws(AgentError) in
             try CopySequence(request, world, cancellation: cancellation, observer: observer).run()
         }
