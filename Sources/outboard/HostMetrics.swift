@@ -57,6 +57,11 @@ enum HostMetrics {
             "outboard_host_zero_chunks_preserved_total",
             "Those of them that were all zeros and take no cache.",
             counters.zeroChunks)
+        page.counter(
+            "outboard_host_chunks_spared_total",
+            "Chunks first written in an epoch whose originals nobody needed: the copy had them already, or the cache was "
+                + "full and the host began anew.",
+            counters.chunksSpared ?? 0)
     }
 
     private static func latencies(_ latencies: [String: LatencyHistogram], _ page: inout MetricsPage) {
