@@ -22,7 +22,7 @@ extension CopySequence {
             _ = try world.readVolume(address(member), member.status.size, .use, map, cancellation)
         } catch {
             // The snapshot goes away when its epoch does: then that is the reason.
-            try member.checkEpoch()
+            try member.settleEpoch()
             throw error
         }
         // What was read is of the epoch that is there now, or of none.
@@ -87,7 +87,7 @@ extension CopySequence {
         } catch {
             try cancellation.check()
             if error.cause == .restarted { throw error }
-            try member.checkEpoch()
+            try member.settleEpoch()
             leaveOutToc(member, because: "\(error)")
         }
     }

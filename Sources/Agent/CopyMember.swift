@@ -120,6 +120,22 @@ final class CopyMember {
         return Outlook(fill: fill, secondsToFull: now.secondsToFull)
     }
 
+    /// The same, once the host has decided: while it begins anew its status tells the epoch as open, though the log is another
+    /// one's already. For whoever has found, or rests on, what the log and the logical snapshot hold.
+    func settleEpoch() throws(AgentError) {
+        guard let epoch = instituted else { return }
+        do throws(AgentError) {
+            // Nothing is passed by it: like any operation on an epoch it is answered when the next one is there.
+            _ = try line.call(
+                SnapshotPassedMethod.self, .init(epoch: epoch.uuid, extents: []),
+                timeout: AgentLimits.hostFlushSeconds)
+        } catch {
+            // One that has ended or is another by now, or a host that does not know this: the status says what matters.
+            guard case .control = error.cause else { throw error }
+        }
+        try checkEpoch()
+    }
+
     /// The epoch that the copy can be made as of now: its own, or one with which the host has begun anew.
     func current(in now: VolumeStatus) throws(AgentError) -> EpochStatus {
         guard let epoch = instituted, let begun else { preconditionFailure("no epoch to look for") }

@@ -37,8 +37,20 @@ extension CopySequence {
             position: marker.position, sequence: marker.sequence, entries: marker.entries)
     }
 
-    /// Step 608.
+    /// Step 608. Where the epoch is open meanwhile, what was copied counts only if it is whole afterwards: begun anew, the log
+    /// has another's originals.
     func copyOriginals(_ member: CopyMember) throws(AgentError) {
+        do throws(AgentError) { try putOriginals(member) } catch {
+            if error.status != .tryAgain { try member.settleEpoch() }
+            throw error
+        }
+        switch request.ending {
+        case .endedBeforeCacheCopy: try member.checkEpoch()
+        case .endedAfterCacheCopy: try member.settleEpoch()
+        }
+    }
+
+    private func putOriginals(_ member: CopyMember) throws(AgentError) {
         guard let marker = member.marker, let cache = member.cache, let copy = member.copy,
             let copier = member.bridge?.copier
         else { preconditionFailure("no marker") }
@@ -65,8 +77,6 @@ extension CopySequence {
             ) { () throws(AgentError) in try member.checkEpoch() }
         }
         try onStore("flushing the copy at", copier.name) { () throws(StoreError) in try target.flush() }
-        // What was copied while the epoch was open counts only if it is whole now.
-        try member.checkEpoch()
     }
 
     private func overlay(

@@ -330,8 +330,9 @@ public final class CopySequence {
                 cancellation: cancellation)
             try body(check, try world.openStore(member.status.cache, false))
         } catch {
-            // The snapshot goes away when its epoch does: then that is the reason, not what was read.
-            if error.status != .tryAgain { try member.checkEpoch() }
+            // The snapshot goes away when its epoch does, and the log may be another's: then that is the reason, not what
+            // was read.
+            if error.status != .tryAgain { try member.settleEpoch() }
             throw error
         }
     }

@@ -24,6 +24,10 @@ final class LocalWorld: Sendable {
         var refusesConnections = false
         /// Called when that is about to be done.
         var before: [String: @Sendable () -> Void] = [:]
+        /// Called when a host is about to be asked, or has told its status.
+        var asking: (@Sendable () -> Void)?
+        /// Called when a piece of a logical snapshot was read.
+        var readSnapshot: (@Sendable () -> Void)?
         var volumes: [String: LocalVolume] = [:]
         var notices: [String] = []
         var dismissals = 0
@@ -73,8 +77,13 @@ final class LocalWorld: Sendable {
         } catch { throw AgentError(.inputMissing, doing: "opening", to: path, because: "\(error)") }
     }
 
-    func addVolume(_ name: String, size: Int, seed: UInt64, cache: Int = 8 << 20) throws -> LocalVolume {
-        let volume = try LocalVolume(name, in: self, size: size, seed: seed, cache: cache)
+    func addVolume(
+        _ name: String, size: Int, seed: UInt64, cache: Int = 8 << 20,
+        onCacheFull: CacheFullPolicy = .abandon,
+        hook: CheckpointHook? = nil
+    ) throws -> LocalVolume {
+        let volume = try LocalVolume(
+            name, in: self, size: size, seed: seed, cache: cache, onCacheFull: onCacheFull, hook: hook)
         state.withLock { $0.volumes[name] = volume }
         return volume
     }
@@ -91,20 +100,21 @@ final class LocalWorld: Sendable {
             return LocalLine(volume, self)
         }
         world.openSnapshot = { [self] status throws(AgentError) in
-            let volume = state.withLock {
-                $0.volumes.values.first { $0.uuid.uuidString == status.volumeUUID }
-            }
-            guard let snapshot = volume?.volume.snapshot else {
-                throw AgentError(.inputMissing, doing: "opening the snapshot", to: "", because: "none")
-            }
-            return snapshot
+            state.withLock { $0.before["open snapshot"] }?()
+            let snapshot = try snapshot(of: status.socket)
+            return state.withLock { $0.readSnapshot }.map { WatchedSnapshot(snapshot, $0) } ?? snapshot
         }
-        world.readVolume = { [self] _, _, scope, sink, token throws(AgentError) in
+        world.readVolume = { [self] address, _, scope, sink, token throws(AgentError) in
+            let snapshot = try snapshot(of: address.socket)
             try record(scope.contains(.use) ? "read use" : "read files")
             do throws(TocError) {
                 for item in state.withLock({ $0.contents }) { try sink.put(item) }
             } catch { throw AgentError(error) }
             if token.isCancelled { throw CancellationToken.interrupted }
+            // Of an epoch that is over nothing can be read.
+            _ = try onStore("reading", "the snapshot") { () throws(StoreError) in
+                try snapshot.bytes(at: 0, count: 512)
+            }
             return VolumeReading.Summary()
         }
         world.startPrivateBridge = { [self] units, cancellation throws(AgentError) in
@@ -121,6 +131,13 @@ final class LocalWorld: Sendable {
         world.restoreFreezeSeconds = state.withLock { $0.restoreFreezeSeconds }
         world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }
         return world
+    }
+
+    private func snapshot(of name: String) throws(AgentError) -> any BlockStore {
+        guard let snapshot = state.withLock({ $0.volumes[name] })?.volume.snapshot else {
+            throw AgentError(.inputMissing, doing: "opening the snapshot", to: "", because: "none")
+        }
+        return snapshot
     }
 
     func copy(
@@ -202,7 +219,10 @@ final class LocalVolume: Sendable {
     let volume: CopyOnWriteVolume
     let size: Int
 
-    init(_ name: String, in world: LocalWorld, size: Int, seed: UInt64, cache: Int) throws {
+    init(
+        _ name: String, in world: LocalWorld, size: Int, seed: UInt64, cache: Int,
+        onCacheFull: CacheFullPolicy, hook: CheckpointHook?
+    ) throws {
         self.name = name
         self.size = size
         sourcePath = world.path("\(name).source")
@@ -217,7 +237,8 @@ final class LocalVolume: Sendable {
         volume = try CopyOnWriteVolume(
             source: LocalWorld.open(sourcePath, true), cache: LocalWorld.open(cachePath, true),
             settings: VolumeSettings(
-                uuid: uuid, chunkSize: 16384, durability: .process, boot: UUID()))
+                uuid: uuid, chunkSize: 16384, durability: .process, onCacheFull: onCacheFull, boot: UUID()),
+            defects: [], hook: hook)
     }
 
     var contents: [UInt8] { Array(FileManager.default.contents(atPath: sourcePath) ?? Data()) }
@@ -260,7 +281,13 @@ final class LocalLine: HostLine {
     func call<M: ControlMethod>(
         _ method: M.Type, _ parameters: M.Parameters, timeout: Double
     ) throws(AgentError) -> M.Result {
-        if M.name != VolumeStatusMethod.name { try world.record("\(M.name) \(volume.name)") }
+        let asking = world.state.withLock { $0.asking }
+        let isStatus = M.name == VolumeStatusMethod.name
+        if !isStatus {
+            asking?()
+            try world.record("\(M.name) \(volume.name)")
+        }
+        defer { if isStatus { asking?() } }
         if world.state.withLock({ $0.losesLineAt == "\(M.name) \(volume.name)" }) {
             isLost.withLock { $0 = true }
             holder.release()
@@ -292,17 +319,40 @@ final class LocalLine: HostLine {
             return Empty()
         case (SnapshotAdoptMethod.name, let epoch as EpochParameters):
             return try volume.adopt(epoch: UUID(uuidString: epoch.epoch)!, holder: holder)
-        case (SnapshotPassedMethod.name, _), (SnapshotChangesMethod.name, _):
-            throw ControlError(.methodNotFound, method)
+        case (_, let passed as SnapshotPassedMethod.Parameters):
+            try volume.passed(passed.extents, epoch: UUID(uuidString: passed.epoch)!)
+            return Empty()
+        case (_, let changes as SnapshotChangesMethod.Parameters):
+            return try volume.changes(before: UUID(uuidString: changes.epoch)!, from: changes.from)
         case (SnapshotBeginMethod.name, _): return try volume.begin(holder: holder)
         case (VolumeThawMethod.name, _):
             return VolumeThawMethod.Result(wasFrozen: try volume.thaw(by: holder))
         default:
             return volume.status(
                 of: HostDescriptor(
-                    source: self.volume.sourcePath, cache: self.volume.cachePath, uris: [], socket: ""))
+                    source: self.volume.sourcePath, cache: self.volume.cachePath, uris: [],
+                    socket: self.volume.name))
         }
     }
+}
+
+/// Tells of each read.
+private final class WatchedSnapshot: ReadOnlyStore {
+    private let below: any BlockStore
+    private let hasRead: @Sendable () -> Void
+    var size: UInt64 { below.size }
+    var capabilities: StoreCapabilities { below.capabilities }
+
+    init(_ below: any BlockStore, _ hasRead: @escaping @Sendable () -> Void) {
+        self.below = below
+        self.hasRead = hasRead
+    }
+
+    func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {
+        try below.read(at: offset, into: buffer)
+        hasRead()
+    }
+    func flush() throws(StoreError) {}
 }
 
 /// The bridge module behind its iSCSI transport, and our initiator.
