@@ -48,6 +48,7 @@ let package = Package(
         .systemLibrary(name: "CLibNBD", pkgConfig: "libnbd", providers: [.apt(["libnbd-dev"])]),
         .systemLibrary(name: "CLibTSK", pkgConfig: "tsk", providers: [.apt(["libtsk-dev"])]),
         .systemLibrary(name: "CLibArchive", pkgConfig: "libarchive", providers: [.apt(["libarchive-dev"])]),
+        .systemLibrary(name: "CLibSQLite", providers: [.apt(["libsqlite3-dev"])]),
         .target(name: "CChecksum"),
         library("Blocks", ["CChecksum"]),
 
@@ -67,7 +68,7 @@ let package = Package(
         library(
             "TableOfContents",
             [
-                "Blocks", "CLibTSK", .product(name: "GRDB", package: "GRDB.swift"),
+                "Blocks", "CLibTSK", "CLibSQLite", .product(name: "GRDB", package: "GRDB.swift"),
                 .product(name: "GRDBSQLite", package: "GRDB.swift"),
             ]),
 

@@ -43,6 +43,12 @@ public enum TocLimits {
     /// Streams and extended attributes of one node.
     public static let streams = 65_536
     public static let attributes = 65_536
+    /// Bytes of a node's extended attributes together, names and values.
+    public static let nodeAttributeBytes = 64 << 20
+    /// Bytes of a row of a database that is asked, and of any of its values.
+    static let rowBytes = 1 << 20
+    /// Bytes of a text that is read: what cannot be decoded takes three bytes for each.
+    static let storedTextBytes = 3 * textBytes
     /// Bytes of a pattern that is looked for.
     public static let patternBytes = 4096
 

@@ -12,7 +12,9 @@ private let lostResult = Atomic<Int32>(0)
 /// Results on standard output, everything else on standard error.
 enum Console {
     /// One line of result.
-    static func print(_ text: String) {
+    static func print(_ text: String) { result(text.visible) }
+
+    private static func result(_ text: String) {
         let number = write(text + "\n", to: STDOUT_FILENO)
         if number != 0 {
             _ = lostResult.compareExchange(expected: 0, desired: number, ordering: .relaxed)
@@ -29,13 +31,13 @@ enum Console {
     }
 
     /// One line for people.
-    static func complain(_ text: String) { write(text + "\n", to: STDERR_FILENO) }
+    static func complain(_ text: String) { write(text.visible + "\n", to: STDERR_FILENO) }
 
     /// One JSON object on standard output, its keys sorted.
     static func print(json value: some Encodable) throws {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        print(String(decoding: try encoder.encode(value), as: UTF8.self))
+        result(String(decoding: try encoder.encode(value), as: UTF8.self))
     }
 
     static var errorIsTerminal: Bool { isatty(STDERR_FILENO) == 1 }

@@ -127,7 +127,7 @@ struct ListCommand: ParsableCommand {
         if let target = node.target { text += " -> " + TocPath.escaped(target: target) }
         let streams = try source.streams(of: entry)
         for case .unavailable(let reason) in streams.filter({ $0.number == 0 }).map(\.storage) {
-            text += " [cannot be restored by itself: \(reason)]"
+            text += " [cannot be restored by itself: \(reason.visibleOnOneLine)]"
         }
         try output.line(text)
         for stream in streams where stream.number != 0 && entry.stream == nil {

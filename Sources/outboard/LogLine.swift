@@ -101,17 +101,9 @@ struct LogLine {
         let isPlain =
             !text.isEmpty
             && text.unicodeScalars.allSatisfy { scalar in
-                scalar.value > 0x20 && !isControl(scalar) && !"\"=\\".unicodeScalars.contains(scalar)
+                scalar.value > 0x20 && !scalar.isControl && !"\"=\\".unicodeScalars.contains(scalar)
             }
         return isPlain ? text : quoted(text)
-    }
-
-    /// Whether it could end a line, move a terminal's cursor, or turn what stands around it.
-    private static func isControl(_ scalar: Unicode.Scalar) -> Bool {
-        switch scalar.properties.generalCategory {
-        case .control, .format, .lineSeparator, .paragraphSeparator, .privateUse, .unassigned: true
-        default: false
-        }
     }
 
     private static func escaped(_ text: String, quotes: Bool = false) -> String {
@@ -125,11 +117,7 @@ struct LogLine {
             case "\n": result += "\\n"
             case "\r": result += "\\r"
             case "\t": result += "\\t"
-            case _ where isControl(scalar):
-                for unit in String(scalar).utf16 {
-                    let digits = String(unit, radix: 16)
-                    result += "\\u" + String(repeating: "0", count: 4 - digits.count) + digits
-                }
+            case _ where scalar.isControl: result += scalar.escape
             default: result.unicodeScalars.append(scalar)
             }
         }

@@ -88,7 +88,8 @@ struct ShowCommand: ParsableCommand {
     private static func print(_ rows: [(String, String)]) {
         let width = rows.map(\.0.count).max() ?? 0
         for (name, value) in rows {
-            Console.print(name.padding(toLength: width + 2, withPad: " ", startingAt: 0) + value)
+            Console.print(
+                name.padding(toLength: width + 2, withPad: " ", startingAt: 0) + value.visibleOnOneLine)
         }
     }
 

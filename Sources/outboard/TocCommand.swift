@@ -157,7 +157,7 @@ struct TocCommand: AsyncParsableCommand {
             let state =
                 description.isListed
                 ? fileSystem.isComplete ? "" : "; not read to its end" : "; its files cannot be listed"
-            let remark = description.remark.isEmpty ? "" : ": \(description.remark)"
+            let remark = description.remark.isEmpty ? "" : ": \(description.remark.visibleOnOneLine)"
             Console.print(
                 "  \(fileSystem.number): \(description.kind.rawValue)\(label), \(place)\(state)\(remark)")
         }

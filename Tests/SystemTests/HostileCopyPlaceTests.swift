@@ -1,5 +1,6 @@
 import Blocks
 import Foundation
+import TableOfContents
 import TestSupport
 import Testing
 
@@ -190,6 +191,44 @@ import Testing
         // Its own log is cut off, as after a death at the very end.
         #expect(try Outboard.run(["integrate", copy]).isSuccess)
         #expect(try contents(copy + "/data.img").count == volume.count)
+    }
+
+    /// Manifests, tables of contents and paths hold words of strangers: those neither end a line nor reach a terminal.
+    @Test func wordsOfStrangersMoveNoTerminal() throws {
+        let hostile = "x\nstate  y\r\u{1B}]0;z\u{7}\u{9B}2J\u{202E}"
+        let visible = #"x\u000astate  y\u000d\u001b]0;z\u0007\u009b2J\u202e"#
+        func expectHidden(
+            _ arguments: [String], status: Int32 = 0, _ text: String,
+            sourceLocation: SourceLocation = #_sourceLocation
+        ) throws {
+            let result = try Outboard.run(arguments)
+            #expect(result.status == status, "\(result)", sourceLocation: sourceLocation)
+            let all = result.output + result.errors
+            #expect(all.contains(text), "\(result)", sourceLocation: sourceLocation)
+            let raw = all.unicodeScalars.filter { $0 != "\n" && $0.properties.generalCategory == .control }
+            #expect(raw.isEmpty && !all.contains("\u{202E}"), "\(result)", sourceLocation: sourceLocation)
+        }
+        let copy = try appendCopy()
+        try forgeManifest(copy) {
+            var volume = try #require($0["volume"] as? [String: Any])
+            volume["source"] = hostile
+            $0["volume"] = volume
+            $0["location"] = ["path": ["_0": "/" + hostile]]
+        }
+        try expectHidden(["show", copy], visible)
+        let shown = try Outboard.run(["show", copy]).output.split(separator: "\n")
+        #expect(shown.filter { $0.hasPrefix("state ") }.count == 1, "\(shown)")
+        try expectHidden(["verify", copy], status: 66, #"\u001b]0;z\u0007"#)
+        try expectHidden(["verify", "/no/" + hostile], status: 66, #"\u001b]0;z\u0007"#)
+
+        let crafted = try CraftedCopy(mode: "overlay", size: 2 << 20)
+        let node = crafted.add(.regular, CraftedCopy.bytes(hostile)) { $0.size = 5 }
+        crafted.put(
+            .stream(FileStream(.init(node: node), size: 5, storage: .unavailable("because " + hostile))))
+        try crafted.finish()
+        try expectHidden(["ls", "-l", crafted.copy, "/"], "because " + visible)
+        try expectHidden(["ls", crafted.copy, "/"], #"x\x0Astate  y\x0D\x1B]0;z\x07"#)
+        try expectHidden(["find", crafted.copy, "*x*"], #"\x1B]0;z\x07"#)
     }
 
     // MARK: Where files are restored

@@ -108,11 +108,49 @@ import Testing
         "UPDATE extents SET volume_offset = -4096", "UPDATE extents SET bytes = 16384",
         "UPDATE attributes SET value = zeroblob(65537)",
         "UPDATE problems SET file_system = 256",
+        // What is beyond a limit is not even read; no table, view or trigger hides behind the search index's name.
+        "UPDATE problems SET reason = printf('%.*c', 12289, 'x')",
+        "UPDATE attributes SET value = zeroblob(1048576)",
+        "UPDATE info SET value = printf('%.*c', 1048577, 'x')",
+        "CREATE TABLE names_search_more(x)",
+        "CREATE TRIGGER names_search_more AFTER INSERT ON names BEGIN SELECT 1; END",
+        "UPDATE sqlite_schema SET type = 'view', rootpage = 0, sql = 'CREATE VIEW names_search_idx AS WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x AS segid, x AS term, x AS pgno FROM c' WHERE name = 'names_search_idx'",
+        """
+        WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 1025) \
+        INSERT INTO attributes SELECT 12, 'user.' || x, NULL, zeroblob(65536) FROM c
+        """,
     ]) func whatCannotBeIsRefused(sql: String) throws {
         _ = try SampleVolume.database(SampleVolume.tree(), in: scratch)
         #expect(kind(scratch("toc.sqlite")) == nil)
         try change(scratch("toc.sqlite"), sql)
         #expect(kind(scratch("toc.sqlite")) == .damaged)
+    }
+
+    /// At the limits, all is read.
+    @Test(arguments: [
+        "UPDATE problems SET reason = printf('%.*c', 12288, 'x')",
+        "UPDATE attributes SET value = zeroblob(65536)",
+        """
+        WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 1000) \
+        INSERT INTO attributes SELECT 12, 'user.' || x, NULL, zeroblob(65536) FROM c
+        """,
+    ]) func whatIsAtItsLimitIsRead(sql: String) throws {
+        _ = try SampleVolume.database(SampleVolume.tree(), in: scratch)
+        try change(scratch("toc.sqlite"), sql)
+        #expect(kind(scratch("toc.sqlite")) == nil)
+    }
+
+    /// What a row may not hold is refused by SQLite itself, before there is memory for it.
+    @Test(arguments: [(1_048_576, false), (1_048_577, true), (900_000_000, true)])
+    func longValuesAreNotRead(count: Int, isBeyond: Bool) throws {
+        _ = try SampleVolume.database(SampleVolume.tree(), in: scratch)
+        let toc = try TocDatabase(scratch("toc.sqlite"))
+        var failure: TocError?
+        do throws(TocError) {
+            try toc.answer { _ = try Row.fetchOne($0, sql: "SELECT zeroblob(\(count))") }
+        } catch { failure = error }
+        #expect((failure?.kind == .damaged) == isBeyond)
+        #expect(failure?.description.contains("too big") ?? false == isBeyond)
     }
 
     /// Directories that are in themselves, and a name that is its own parent.

@@ -29,10 +29,14 @@ public final class TocDatabase: Sendable {
             configuration.readonly = true
             configuration.label = "toc"
             configuration.prepareDatabase { database in
+                guard let connection = database.sqliteConnection, Defence.raise(on: connection) else {
+                    throw Self.damaged("SQLite cannot defend itself")
+                }
                 try database.execute(
                     sql: """
                         PRAGMA trusted_schema = OFF;
                         PRAGMA cell_size_check = ON;
+                        PRAGMA mmap_size = 0;
                         PRAGMA temp_store = MEMORY;
                         PRAGMA cache_size = -\(TocLimits.readingCacheBytes >> 10);
                         """)
@@ -71,12 +75,11 @@ public final class TocDatabase: Sendable {
             )
         }
         var expected = Dictionary(uniqueKeysWithValues: Schema.all.map { ($0.name, $0.sql) })
+        expected.merge(Defence.searchTables) { own, _ in own }
         let rows = try Row.fetchCursor(database, sql: "SELECT name, sql FROM sqlite_schema")
         while let row = try rows.next() {
             let columns = Columns(row)
             let name = try columns.text(0)
-            // The search index's own tables are SQLite's.
-            if expected[name] == nil, name.hasPrefix(Schema.search.name + "_") { continue }
             guard try columns.optionalText(1) == expected.removeValue(forKey: name) else {
                 throw damaged("\(name) is not as it should be")
             }
@@ -203,7 +206,11 @@ struct Columns {
     func optionalText(_ index: Int) throws(TocError) -> String? {
         switch value(index).storage {
         case .null: return nil
-        case .string(let text): return text
+        case .string(let text):
+            guard text.utf8.count <= TocLimits.storedTextBytes else {
+                throw TocDatabase.damaged("a text beyond its limit")
+            }
+            return text
         default: throw TocDatabase.damaged("something else in a text's place")
         }
     }

@@ -270,12 +270,18 @@ extension TocDatabase {
                     SELECT name, raw, value FROM attributes WHERE node = ? ORDER BY name LIMIT \(TocLimits.attributes)
                     """, arguments: [key.rowID])
             var result: [ExtendedAttribute] = []
+            var bytes = 0
             while let row = try cursor.next() {
                 let columns = Columns(row)
-                result.append(
-                    ExtendedAttribute(
-                        node: key.address, name: try columns.name(text: 0, raw: 1),
-                        value: try columns.bytes(2, limit: TocLimits.attributeBytes) ?? []))
+                let attribute = ExtendedAttribute(
+                    node: key.address, name: try columns.name(text: 0, raw: 1),
+                    value: try columns.bytes(2, limit: TocLimits.attributeBytes) ?? [])
+                // Rows of a damaged file may share their bytes: a small one may have as many as it likes.
+                bytes += attribute.name.count + attribute.value.count
+                guard bytes <= TocLimits.nodeAttributeBytes else {
+                    throw Self.damaged("more attributes than a file can have")
+                }
+                result.append(attribute)
             }
             return result
         }
