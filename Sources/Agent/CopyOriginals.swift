@@ -179,7 +179,7 @@ extension CopySequence {
         }
         bridge.end()
         var manifest = Manifest(
-            tool: request.tool, uuid: UUID().uuidString, completedAt: world.realTime(),
+            tool: request.tool, uuid: UUID.fresh().uuidString, completedAt: world.realTime(),
             volume: member.volume, mode: request.mode,
             epoch: EpochDescription(
                 number: epoch.number, uuid: epoch.uuid, institutedAt: epoch.institutedAt,

@@ -74,7 +74,7 @@ public final class CopySequence {
         for member in members { try finishEpoch(member) }
         let group =
             members.count > 1
-            ? GroupDescription(uuid: UUID().uuidString, members: members.count) : nil
+            ? GroupDescription(uuid: UUID.fresh().uuidString, members: members.count) : nil
         var manifests: [Manifest] = []
         for member in members { manifests.append(try seal(member, group)) }
         try cancellation.check()

@@ -145,8 +145,9 @@ func samplePlaces(of size: UInt64, block: UInt64, count: Int) -> [ByteRange] {
     }
     var places = [ByteRange(offset: 0, count: length)]
     let part = size / UInt64(count)
+    var random = RandomSource()
     for index in 0..<UInt64(count) {
-        let start = UInt64.random(in: 0...(part - length)) + index * part
+        let start = UInt64.random(in: 0...(part - length), using: &random) + index * part
         places.append(ByteRange(offset: start.roundedDown(to: block), count: length))
     }
     let last = (size - length).roundedDown(to: block)

@@ -153,7 +153,7 @@ extension StorageFile {
     func isAligned(_ range: ByteRange) -> Bool { (range.offset | range.count) & UInt64(alignment - 1) == 0 }
 
     private func isAligned(_ buffer: UnsafeRawBufferPointer) -> Bool {
-        (UInt(bitPattern: buffer.baseAddress) | UInt(buffer.count)) & UInt(alignment - 1) == 0
+        buffer.count & (alignment - 1) == 0 && system.isAligned(buffer.baseAddress, alignment)
     }
 
     private func outward(_ range: ByteRange) -> ByteRange {

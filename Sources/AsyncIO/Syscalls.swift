@@ -55,6 +55,12 @@ package struct SystemCalls: Sendable {
         SystemCalls.result { lseek(fd, off_t(offset), target.rawValue) }
     }
 
+    /// Whether memory begins where direct I/O takes it. No call, but what a simulation must decide, too: where memory lies
+    /// differs from run to run.
+    package var isAligned: @Sendable (UnsafeRawPointer?, Int) -> Bool = {
+        UInt(bitPattern: $0) & UInt($1 - 1) == 0
+    }
+
     package var ioSetup: @Sendable (Int, UnsafeMutablePointer<AIOContext?>) -> Result<Int, Errno> = {
         count, context in
         SystemCalls.aioResult(Int(io_setup(Int32(count), context)))

@@ -91,7 +91,8 @@ final class Epoch: Sendable {
             predecessors: self.lineage.predecessors + [uuid],
             changed: [own] + (isAll ? [] : self.lineage.changed))
         return Epoch(
-            number: number + 1, uuid: UUID(), holder: holder, chunkCount: preserved.count, lineage: lineage)
+            number: number + 1, uuid: UUID.fresh(), holder: holder, chunkCount: preserved.count,
+            lineage: lineage)
     }
 
     var holder: EpochHolder? { circumstances.withLock { $0.holder } }

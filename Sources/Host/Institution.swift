@@ -47,7 +47,7 @@ extension CopyOnWriteVolume {
             case .released, nil: break
             }
             let next = Epoch(
-                number: (log.epoch?.number ?? 0) + 1, uuid: UUID(), holder: holder,
+                number: (log.epoch?.number ?? 0) + 1, uuid: UUID.fresh(), holder: holder,
                 chunkCount: geometry.chunkCount)
             try controlling {
                 () throws(LogError) in

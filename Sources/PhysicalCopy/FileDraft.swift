@@ -81,7 +81,8 @@ public final class FileDraft {
 
     /// What its name ends with: process numbers say nothing to other machines and containers.
     private static func token() -> String {
-        let digits = String(UInt64.random(in: 0...UInt64.max), radix: 16)
+        var source = RandomSource()
+        let digits = String(source.next(), radix: 16)
         return String(repeating: "0", count: tokenDigits - digits.count) + digits
     }
 

@@ -19,6 +19,7 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
         self.world = world
         destination = request.members[0].destination
         user = world.files.makeUser(Int32(process.number))
+        process.keep(self)
         process.whenItEnds { [self] in
             user.end()
             for bridge in bridges { orphan(bridge) }

@@ -1,4 +1,5 @@
 import Blocks
+import Glibc
 import TestSupport
 
 /// What a sector holds: the number of the operation that wrote it; 0: zeros.
@@ -24,7 +25,13 @@ enum SectorContents {
     static func read(_ bytes: ArraySlice<UInt8>, sector: Int) -> Content? {
         let number = bytes.withUnsafeBytes { $0.loadUnaligned(fromByteOffset: 0, as: UInt64.self) }
         guard let content = Content(exactly: number), content >= 0, content < 1 << 40 else { return nil }
-        return bytes.elementsEqual(make(content, sector: sector)) ? content : nil
+        let expected = make(content, sector: sector)
+        let isEqual = bytes.withUnsafeBytes { found in
+            expected.withUnsafeBytes {
+                found.count == $0.count && memcmp(found.baseAddress!, $0.baseAddress!, $0.count) == 0
+            }
+        }
+        return isEqual ? content : nil
     }
 }
 
@@ -59,7 +66,10 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
 
     func run() {
         while !world.stopsApplications {
-            world.scheduler.sleep(world.draw(3_000_000))
+            world.scheduler.sleep(world.draw(world.thinkTime))
+            while world.pausesApplications, !world.stopsApplications {
+                _ = world.scheduler.wait(at: world.place, until: nil)
+            }
             guard let host = world.host, host.isServing else { continue }
             if isInDoubt {
                 lookAround(host)

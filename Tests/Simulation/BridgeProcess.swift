@@ -13,6 +13,8 @@ final class BridgeProcess: @unchecked Sendable {  // touched by whose turn it is
 
     init(_ world: World, _ units: [PrivateUnit]) {
         self.world = world
+        process.keep(self)
+        process.whenItEnds { world.scheduler.wake(world.place) }
         world.scheduler.start(in: process) { [self] in
             open(units)
             world.scheduler.wake(world.place)

@@ -40,6 +40,7 @@ final class DiskCalls: @unchecked Sendable {
         calls.fallocate = { [self] _, mode, offset, count in
             transfer(disk) { change(disk, mode, Int(offset), Int(count)) }
         }
+        calls.isAligned = { [scheduler] _, alignment in alignment == 1 || scheduler.random.next() & 3 != 0 }
         calls.seek = { _, _, _ in .failure(Errno(EINVAL)) }
         calls.deviceRange = { _, _, _, _ in .failure(Errno(EOPNOTSUPP)) }
         return calls

@@ -213,6 +213,9 @@ extension World {
         trace("heal")
         endIllness()
         if let agent {
+            // It may sit out time-outs, in which applications would have most of the turns.
+            thinkTime *= 50
+            defer { thinkTime /= 50 }
             let deadline = scheduler.time + 3_600_000_000_000
             while self.agent === agent, agent.process.isAlive, !scheduler.isStuck {
                 guard scheduler.wait(at: place, until: deadline) || scheduler.time < deadline else {
@@ -228,7 +231,10 @@ extension World {
         // With a small cache a copy under load may rightly be given up.
         if plan.isCacheSmall { stopsApplications = true }
         // What dead agents had still asked for is done by then.
+        pausesApplications = true
         scheduler.sleep(5_000_000_000)
+        pausesApplications = false
+        scheduler.wake(place)
         guard failure == nil else { return }
         startCopy()
         guard let last = agent else {

@@ -29,6 +29,7 @@ final class HostProcess: @unchecked Sendable {
 
     init(_ world: World) {
         self.world = world
+        process.keep(self)
         world.scheduler.start(in: process) { [self] in open() }
     }
 
@@ -38,10 +39,11 @@ final class HostProcess: @unchecked Sendable {
             let source = try world.calls.open(world.source, access: .readWrite, mode: mode, lock: .exclusive)
             let cache = try world.calls.open(world.cache, access: .readWrite, mode: mode, lock: .exclusive)
             files = [source, cache]
-            let settings = VolumeSettings(
+            var settings = VolumeSettings(
                 uuid: world.volumeUUID, chunkSize: UInt64(world.plan.chunkSize),
                 durability: world.plan.durability,
                 onCacheFull: world.plan.onCacheFull, blockSeconds: 5, boot: world.boot)
+            settings.realTime = { [world] in Int64(world.scheduler.time) }
             let opened = try CopyOnWriteVolume(
                 source: world.wrap(source, .source), cache: world.wrap(cache, .cache), settings: settings,
                 defects: world.defect?.host ?? [],

@@ -96,11 +96,14 @@ final class Scheduler: SimulatedScheduler, @unchecked Sendable {
 
     func wake(_ place: UnsafeRawPointer) {
         guard let sleepers = waiting.removeValue(forKey: place) else { return }
-        for (task, wait) in sleepers where task.waits == wait {
+        // Of a process that is dead something may lie where something of a live one lies now.
+        for (task, wait) in sleepers where task.waits == wait && task.process.isAlive {
             task.isWoken = true
             makeReady(task)
         }
     }
+
+    func nextRandom() -> UInt64 { random.next() }
 
     func sleep(_ nanoseconds: UInt64) {
         addTimer(at: time &+ nanoseconds, current)
@@ -204,12 +207,18 @@ final class SimulatedProcess: @unchecked Sendable {
     /// What the system does when it ends: locks are dropped, descriptors closed, connections lost.
     private var atEnd: [() -> Void] = []
     nonisolated(unsafe) static var count = 0
+    /// What all processes were made of: a task that was killed may have held a lock, and who frees what it
+    /// protects would wait for ever.
+    nonisolated(unsafe) private static var remains: [AnyObject] = []
 
     init(_ name: String) {
         self.name = name
         Self.count += 1
         number = Self.count
     }
+
+    /// Keeps it although nobody may need it any more.
+    func keep(_ object: AnyObject) { Self.remains.append(object) }
 
     func whenItEnds(_ body: @escaping () -> Void) { atEnd.append(body) }
 

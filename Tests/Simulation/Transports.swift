@@ -82,15 +82,18 @@ final class SimulatedSession: InitiatorTransport, @unchecked Sendable {  // touc
     private final class Flight {
         let task: InitiatorTask
         let command: SCSITask
-        init(_ task: InitiatorTask, _ command: SCSITask) {
+        let number: Int
+        init(_ task: InitiatorTask, _ command: SCSITask, number: Int) {
             self.task = task
             self.command = command
+            self.number = number
         }
     }
     private let world: World
     private let bridge: BridgeProcess
     private let nexus: Nexus
     private var flights: [ObjectIdentifier: Flight] = [:]
+    private var submitted = 0
     private(set) var loss: SessionLoss?
 
     init(_ world: World, _ bridge: BridgeProcess) {
@@ -115,7 +118,8 @@ final class SimulatedSession: InitiatorTransport, @unchecked Sendable {  // touc
         let command = SCSITask(
             nexus: nexus, lun: LogicalUnitNumber(rawValue: UInt64(task.lun) << 48), cdb: task.cdb,
             dataOut: dataOut, expectedDataIn: expectedIn, expectedDataOut: dataOut.count)
-        let flight = Flight(task, command)
+        submitted += 1
+        let flight = Flight(task, command, number: submitted)
         flights[ObjectIdentifier(task)] = flight
         world.scheduler.start(in: bridge.process) { [self] in
             world.scheduler.sleep(30_000 + world.draw(200_000))
@@ -135,7 +139,7 @@ final class SimulatedSession: InitiatorTransport, @unchecked Sendable {  // touc
 
     func drop(_ loss: SessionLoss) {
         guard self.loss == nil else { return }
-        for flight in flights.values { flight.command.abort() }
+        for flight in flights.values.sorted(by: { $0.number < $1.number }) { flight.command.abort() }
         lose(loss)
         world.scheduler.start(in: bridge.process) { [bridge, nexus] in bridge.device?.closeNexus(nexus) }
     }
@@ -143,7 +147,7 @@ final class SimulatedSession: InitiatorTransport, @unchecked Sendable {  // touc
     private func lose(_ loss: SessionLoss) {
         guard self.loss == nil else { return }
         self.loss = loss
-        let lost = flights.values.sorted { $0.task.cdb.lexicographicallyPrecedes($1.task.cdb) }
+        let lost = flights.values.sorted { $0.number < $1.number }
         flights = [:]
         for flight in lost { flight.task.complete(.lost(loss)) }
     }

@@ -14,8 +14,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     let defect: SeededDefect?
     let scheduler: Scheduler
     let main: SimulatedProcess
-    let volumeUUID = UUID()
-    private(set) var boot = UUID()
+    let volumeUUID: UUID
+    private(set) var boot: UUID
     let source: SimulatedDisk
     let cache: SimulatedDisk
     let files: SimulatedFileSystem
@@ -26,6 +26,10 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     var agent: AgentProcess?
     private(set) var applications: [Application] = []
     var stopsApplications = false
+    /// At most so many nanoseconds lie between an answer and an application's next request.
+    var thinkTime: UInt64 = 3_000_000
+    /// While nothing is judged that they could change: their turns would be most of a run's.
+    var pausesApplications = false
     private(set) var coverage = Coverage()
     private(set) var failure: String?
     /// The volume's bytes at the instant of each epoch.
@@ -53,6 +57,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         plan = Plan(seed: seed)
         main = SimulatedProcess("main")
         scheduler = Scheduler(seed: seed, main: main)
+        volumeUUID = .random(using: &scheduler.random)
+        boot = .random(using: &scheduler.random)
         files = SimulatedFileSystem(seed: seed)
         var contents: [Content] = []
         for sector in 0..<plan.sectors { contents.append(sector % 5 == 4 ? 0 : 1) }
@@ -217,7 +223,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         host = nil
         for disk in [source, cache] { note(disk.crash(using: &scheduler.random)) }
         files.crash(using: &scheduler.random)
-        boot = UUID()
+        boot = .random(using: &scheduler.random)
         for application in applications { application.checkAfterCrash(source.bytes, isPower: true) }
         judgeCopies()
         startHost()
