@@ -112,6 +112,47 @@ import Testing
         print("A killed host, started again as its unit says, served its epoch after \(told) s.")
     }
 
+    /// What a client of QEMU's block layer sees: with `reconnect-delay` a pause, without it an error.
+    @Test(arguments: [true, false]) func clientsThatComeBackSeeAPause(comesBack: Bool) throws {
+        let site = try Site()
+        var host = try site.start()
+        defer { host.stop() }
+        let client = try ChildProcess(
+            "qemu-io",
+            [
+                "--image-opts",
+                "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=\(site.socket)"
+                    + (comesBack ? ",file.reconnect-delay=3600" : ""),
+            ], keepsInputOpen: true)
+        defer { client.stop() }
+        func expect(_ command: String, _ answer: String) throws {
+            client.write(command + "\n")
+            let line = client.line { $0.contains(answer) }
+            #expect(line != nil, "\(command): \(client.output)")
+        }
+        try expect("write -P 1 0 4096", "wrote 4096/4096 bytes at offset 0")
+        // A request that the host has not answered, and may never have read.
+        host.signal(SIGSTOP)
+        client.write("write -P 2 4096 4096\n")
+        host.signal(SIGKILL)
+        #expect(host.waitForExit() == .signal(SIGKILL))
+        if !comesBack {
+            #expect(client.line { $0.contains("write failed: Input/output error") } != nil)
+        }
+        host = try site.start()
+        if comesBack {
+            #expect(client.line { $0.contains("wrote 4096/4096 bytes at offset 4096") } != nil)
+            try expect("write -P 3 8192 4096", "wrote 4096/4096 bytes at offset 8192")
+            client.closeInput()
+            #expect(client.wait() == .exit(0))
+        }
+        client.stop()
+        let bytes = try contents(site.source)
+        for block in 0..<(comesBack ? 3 : 1) {
+            #expect(bytes[block << 12..<(block + 1) << 12].allSatisfy { $0 == block + 1 }, "\(block)")
+        }
+    }
+
     /// What a service manager is told, by a path and by an abstract address.
     @Test func partsTellTheirServiceManager() throws {
         let site = try Site()

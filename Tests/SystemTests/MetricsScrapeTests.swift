@@ -34,8 +34,18 @@ import Testing
             let check = try runProgram("sh", ["-c", "'\(promtool)' check metrics < '\(scratch("page"))'"])
             #expect(check.isSuccess && check.errors.isEmpty, "\(check)")
         }
-        return try Exposition(page)
+        let exposition = try Exposition(page)
+        for name in exposition.kinds.keys {
+            #expect(Self.article.contains("| `\(name)` |"), "Observability.md does not have \(name)")
+        }
+        return exposition
     }
+
+    private static let article: String = {
+        let path = URL(filePath: #filePath).deletingLastPathComponent().appending(
+            path: "../../Sources/outboard/outboard.docc/Observability.md")
+        return (try? String(contentsOf: path, encoding: .utf8)) ?? ""
+    }()
 
     private func judgedFile(_ path: String) throws -> Exposition {
         try judged(try String(contentsOfFile: path, encoding: .utf8))
