@@ -20,7 +20,7 @@ extension CopySequence {
         member.toc?.giveUp()
         (member.toc, member.tocSummary) = (nil, nil)
         // What was built is of the earlier instant.
-        try onCopy { () throws(CopyError) in try member.draft.clearUp(hasToc: false) }
+        try onCopy { () throws(CopyError) in try member.draft.removeToc() }
         let (epoch, changes) = try changes(member)
         member.take(epoch)
         member.changesMayBeLost = false

@@ -77,6 +77,15 @@ extension CopyDraft {
         }
     }
 
+    /// Removes the table of contents that was built, or that whoever builds it has left, and nothing else: a record may be
+    /// written at that moment.
+    public func removeToc() throws(CopyError) {
+        for name in try files.names(inDirectory: descriptor, "look into \(directory)")
+        where name.hasPrefix(TocDescription.fileName) {
+            try files.remove(name, in: descriptor, "remove \(path(of: name))")
+        }
+    }
+
     /// What is left of copies to a destination.
     public enum Leftover {
         /// Nothing that can go on.

@@ -135,6 +135,8 @@ import Testing
                 sourceLocation: sourceLocation)
             #expect(volume.volume.epochStatus?.state == .released, sourceLocation: sourceLocation)
             #expect(world.names == ["a.cache", "a.source", "copy"], sourceLocation: sourceLocation)
+            let notices = world.state.withLock { $0.notices }
+            #expect(!notices.contains { $0.contains("cannot go on") }, sourceLocation: sourceLocation)
         }
     }
 

@@ -150,6 +150,12 @@ import Testing
         #expect(names(draft.directory) == ["data.img", "resume.json", "resume.used", "toc.sqlite"])
         try draft.clearUp(hasToc: false)
         #expect(names(draft.directory) == ["data.img", "resume.json", "resume.used"])
+        // While a record is being written.
+        for name in [".resume.json.new", "toc.sqlite", "toc.sqlite.partial"] {
+            try Data([1]).write(to: URL(fileURLWithPath: draft.path(of: name)))
+        }
+        try draft.removeToc()
+        #expect(names(draft.directory) == [".resume.json.new", "data.img", "resume.json", "resume.used"])
         // Another list than the one that the record names is none.
         _ = try draft.noteUsed(RangeList([ByteRange(offset: 512, count: 512)]))
         #expect(throws: CopyError.self) { try draft.used(of: found) }
