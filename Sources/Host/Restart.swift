@@ -87,7 +87,12 @@ extension CopyOnWriteVolume {
         } catch {
             // The cache says that it is this one that failed; so does the status.
             abandon(next, "\(reason); the host could not begin anew: \(error.message)")
-            control.withLock { $0.epoch = next }
+            let isLostAlready = control.withLock { state in
+                state.epoch = next
+                return state.restarting === next
+            }
+            // Writers had filled it as soon as it was open: it is begun anew in its turn, and they mark what they change.
+            if isLostAlready { return old.move(to: .void) }
             return failRestart(of: old, error.message)
         }
         // Nobody is left who would look at it in the gate.
