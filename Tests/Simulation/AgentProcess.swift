@@ -73,6 +73,8 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
         made.startPrivateBridge = { [self] units, _ throws(AgentError) in
             let bridge = BridgeProcess(world, units)
             bridges.append(bridge)
+            // It may be killed before it is there.
+            bridge.process.whenItEnds { [world] in world.scheduler.wake(world.place) }
             while bridge.device == nil, bridge.process.isAlive {
                 _ = world.scheduler.wait(at: world.place, until: nil)
             }

@@ -8,7 +8,7 @@ enum FaultSite: String, CaseIterable, Comparable {
     case hostKilled, hostKilledInOpenEpoch, bridgeKilled, agentKilled, powerCut, powerCutInOpenEpoch
     case unflushedWriteLost, unflushedWriteTorn, unflushedWritesReordered
     case lineLost, answerLost
-    case epochVoid, epochResumed, epochLost
+    case epochVoid, epochResumed, epochLost, hostBeganAnew, copyAsOfLaterInstant
     case copyComplete, copyFailed, copyInterrupted, copyReplaced, appended, overlaid, markedBeforeEnd
     case integrateKilled, integrated
 

@@ -108,6 +108,7 @@ extension World {
             if plan.endsAfterCacheCopy { mark(.markedBeforeEnd) }
             for outcome in outcomes {
                 if promises[outcome.copy] != nil { mark(.copyReplaced) }
+                if outcome.restarts != nil { mark(.copyAsOfLaterInstant) }
                 promises[outcome.copy] = outcome.uuid
             }
             judgeCopies()

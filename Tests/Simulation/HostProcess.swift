@@ -49,6 +49,7 @@ final class HostProcess: @unchecked Sendable {
                 defects: world.defect?.host ?? [],
                 hook: { [world] checkpoint in
                     if case .instituted(let epoch) = checkpoint { world.instituted(epoch) }
+                    if checkpoint == .begunAnew { world.mark(.hostBeganAnew) }
                 })
             world.note(opened.log.finding)
             volume = opened

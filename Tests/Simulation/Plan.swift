@@ -33,7 +33,7 @@ struct Plan {
         cacheBytes = isCacheSmall ? 8192 + 4096 + chunkSize * (1 + draw(6)) + 4096 * draw(4) : fits * 2
         cacheBytes = (cacheBytes + 4095) / 4096 * 4096
         durability = draw(2) == 0 ? .power : .process
-        onCacheFull = draw(2) == 0 ? .abandon : .block
+        onCacheFull = [.abandon, .block, .restartFrom, .block, .restartFrom, .restartFrom][draw(6)]
         isDirect = draw(4) == 0
         applications = 1 + draw(3)
         events = 3 + draw(14)

@@ -28,12 +28,18 @@ enum SeededDefect: String, CaseIterable {
     case takesShortTransfersForWhole
     /// `integrate` calls the data merged before they are flushed.
     case integrateWithoutFlush
+    /// What is written while the host begins anew is not counted as changed.
+    case forgetsMarked
+    /// Changes that nobody had asked for before the host began anew once more are forgotten.
+    case forgetsEarlierChanges
 
     var host: Defects {
         switch self {
         case .preservesAfterWriting: .preservesAfterWriting
         case .forgetsOneBit: .forgetsOneBit
         case .skipsDrain: .skipsDrain
+        case .forgetsMarked: .forgetsMarked
+        case .forgetsEarlierChanges: .forgetsEarlierChanges
         default: []
         }
     }

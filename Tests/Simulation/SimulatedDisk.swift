@@ -90,6 +90,12 @@ final class SimulatedDisk: @unchecked Sendable {
         for sector in offset / Self.sector...(offset + data.count - 1) / Self.sector { remember(sector) }
     }
 
+    /// Somebody has zeroed all of it.
+    func clear() {
+        bytes = [UInt8](repeating: 0, count: bytes.count)
+        (stable, stableSize, versions) = (bytes, bytes.count, [:])
+    }
+
     /// - Returns: whether there was room for what is not allocated yet.
     func allocate(_ offset: Int, _ count: Int) -> Bool {
         guard count > 0 else { return true }

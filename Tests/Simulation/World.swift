@@ -36,6 +36,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     private(set) var instants: [UUID: [UInt8]] = [:]
     /// Epochs that became void while the cache took no record of it, and whose host died then.
     private var unrecorded: Set<UUID> = []
+    /// A host died while its cache refused superblocks: each of the two may be there in part.
+    private var isCacheInDoubt = false
     /// The copies that somebody was told to be complete, by their directories.
     var promises: [String: String] = [:]
     /// Calls that failed because a simulated device did, of all that a copy uses.
@@ -189,7 +191,16 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         guard let refusal = host?.refusal else { return checkSnapshot() }
         host = nil
         // A cache that cannot be read or written refuses to be served; anything else is wrong.
-        if case .store = refusal, cache.failures > 0 { return }
+        if case .store = refusal, cache.failures > 0 {
+            isCacheInDoubt = true
+            return
+        }
+        if isCacheInDoubt {
+            // As an administrator does who reads why.
+            isCacheInDoubt = false
+            cache.clear()
+            return startHost()
+        }
         fail("the host refuses its cache: \(refusal)")
     }
 
@@ -231,6 +242,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
 
     private func noteState(_ host: HostProcess, open site: FaultSite) {
         guard let log = host.volume?.log, let epoch = log.epoch else { return }
+        if !log.isRecorded, cache.failures > 0 { isCacheInDoubt = true }
         switch epoch.state {
         case .open: mark(site)
         case .void:
@@ -267,7 +279,9 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     func checkSnapshot() {
         guard failure == nil, let host, host.isServing, let volume = host.volume,
             let epoch = volume.log.epoch, epoch.state == .open, let instant = instants[epoch.uuid],
-            !unrecorded.contains(epoch.uuid)
+            !unrecorded.contains(epoch.uuid),
+            // One read after another, each of which stalls, would take longer than a run may.
+            source.faults.stall + cache.faults.stall < 1
         else { return }
         let before = source.failures + cache.failures
         for start in stride(from: 0, to: instant.count, by: 16384) {
