@@ -43,6 +43,13 @@ public protocol ThirdPartyCopier: AnyObject, Sendable {
     func store(
         of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) -> any BlockStore
+    /// Has the unit keep checksums of what is written to it, from now on; with a length of 0 none any more.
+    /// - Returns: false where it cannot.
+    func keepChecksums(_ keeping: ChecksumKeeping, of unit: UnitDescription) throws(AgentError) -> Bool
+    /// What they are by now; nil where the unit does not keep these.
+    func checksums(
+        _ keeping: ChecksumKeeping, of unit: UnitDescription
+    ) throws(AgentError) -> ChecksumTable?
     /// Ends the session; commands in flight are aborted by the target.
     func close()
 }
@@ -51,6 +58,12 @@ extension ThirdPartyCopier {
     func store(of unit: UnitDescription) throws(AgentError) -> any BlockStore {
         try store(of: unit) { false }
     }
+    func keepChecksums(_ keeping: ChecksumKeeping, of unit: UnitDescription) throws(AgentError) -> Bool {
+        false
+    }
+    func checksums(
+        _ keeping: ChecksumKeeping, of unit: UnitDescription
+    ) throws(AgentError) -> ChecksumTable? { nil }
 }
 
 extension Initiator: ThirdPartyCopier {
@@ -78,6 +91,16 @@ extension Initiator: ThirdPartyCopier {
     ) throws(AgentError) -> any BlockStore {
         try ISCSIStore(self, lun: unit.number, patience: Patience(isCancelled: isCancelled))
     }
+
+    public func keepChecksums(
+        _ keeping: ChecksumKeeping, of unit: UnitDescription
+    ) throws(AgentError) -> Bool {
+        unit.isOurs ? try keepChecksums(keeping, lun: unit.number) : false
+    }
+
+    public func checksums(
+        _ keeping: ChecksumKeeping, of unit: UnitDescription
+    ) throws(AgentError) -> ChecksumTable? { try checksums(keeping, lun: unit.number) }
 }
 
 /// A unit that a private bridge shall have.

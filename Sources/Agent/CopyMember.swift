@@ -4,6 +4,7 @@ import Glibc
 import HostControl
 import OriginalImage
 import PhysicalCopy
+import SCSI
 
 /// One volume on its way through a copy sequence.
 final class CopyMember {
@@ -27,6 +28,10 @@ final class CopyMember {
     var isSourceProven = false
     var isSourceChecked = false
     var marker: LogPosition?
+    /// What the bridge sums up as it passes; nil: nothing.
+    var checksums: ChecksumKeeping?
+    /// Bytes that were read back to be summed up or compared.
+    var readBackBytes: UInt64 = 0
     var copySeconds = 0.0
     /// Bytes that the bridge has copied, originals included.
     var copiedBytes: UInt64 = 0

@@ -143,8 +143,9 @@ extension CopySequence {
         }
     }
 
-    /// The relation ends, if it has not, and the cache is needed no more.
+    /// The relation ends, if it has not, and the cache is needed no more; unless it is to be kept.
     func finishEpoch(_ member: CopyMember) throws(AgentError) {
+        if request.keepsEpoch { return }
         guard let epoch = member.epoch else { preconditionFailure("no epoch to release") }
         // An open one ends by it. The copy has all of it: what becomes of it now is nothing to it.
         try member.release(epoch, by: member.line)
@@ -153,11 +154,12 @@ extension CopySequence {
 
     // MARK: Step 610
 
-    /// Closes the bridge, sums the copy up by reading it back, and writes its manifest (not yet in place).
+    /// Closes the bridge, sums the copy up, and writes its manifest (not yet in place).
     func seal(_ member: CopyMember, _ group: GroupDescription?) throws(AgentError) -> Manifest {
         guard let epoch = member.instituted, let marker = member.marker, let copy = member.copy,
             let bridge = member.bridge
         else { preconditionFailure("nothing to seal") }
+        let known = try bridgeChecksums(member)
         let location: DataLocation
         let store: any BlockStore
         switch request.bridge {
@@ -171,7 +173,7 @@ extension CopySequence {
             location = .unit(target: "\(address)", number: copy.number)
             store = try bridge.copier.store(of: copy, isCancelled: isCancelled)
         }
-        let data = try portion(store, 0, member.status.size)
+        let data = try dataPortion(member, store, known)
         var originals: Portion?
         if request.mode == .append {
             originals = try portion(store, member.logBase, marker.position)

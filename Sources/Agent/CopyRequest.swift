@@ -42,6 +42,13 @@ public struct CopyRequest: Sendable {
     public var wantsToc: Bool
     /// Go on with a copy to the same destination whose agent or bridge has died.
     public var resumes = false
+    /// Read all of the copy back, and compare it with what the bridge has summed up.
+    public var readsBack = false
+    /// Have the bridge sum up what passes, where it can.
+    public var asksForChecksums = true
+    /// Leave the epoch open when the copy is complete, so that the logical snapshot stays: with
+    /// ``PhysicalCopy/EpochDescription/Ending/endedAfterCacheCopy`` only.
+    public var keepsEpoch = false
     /// The program's name and version, for the manifest.
     public var tool: String
 
@@ -107,6 +114,8 @@ public struct CopyOutcome: Codable, Hashable, Sendable {
     /// Seconds from the beginning of the sequence to its end, and of the raw pass.
     public var seconds: Double
     public var copySeconds: Double
+    /// Bytes of the copy that were read back to be summed up: what the bridge did not know; all, where that was asked for.
+    public var readBackBytes: UInt64
     /// Nil: none was made.
     public var toc: TocBuild.Summary?
     /// How often the cache was full and the host began anew, so that the instant became a later one; nil: never.

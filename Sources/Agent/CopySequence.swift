@@ -81,6 +81,8 @@ public final class CopySequence {
         observer.enter("putting the copy in place")
         let drafts = zip(members, manifests).map { (draft: $0.draft, manifest: $1) }
         try onCopy { () throws(CopyError) in try CopyDraft.commit(drafts) }
+        // What is kept is nobody's from now on: it is released on demand, or by the next copy.
+        if request.keepsEpoch { for member in members { member.epoch = nil } }
         return zip(members, manifests).map { outcome($0, $1) }
     }
 
@@ -202,7 +204,7 @@ public final class CopySequence {
             throw busy("another copy of it is running", "try again when that is over")
         }
         observer.notice(
-            "epoch \(epoch.number) of \(status.source), \(epoch.state.rawValue), was left by a copy that died; "
+            "epoch \(epoch.number) of \(status.source), \(epoch.state.rawValue), was left by a copy that died, or kept; "
                 + "it is released")
         do throws(AgentError) {
             _ = try line.call(
@@ -242,6 +244,7 @@ public final class CopySequence {
         member.source = source
         member.cache = cache
         member.copy = copy
+        try beginChecksums(member)
     }
 
     /// Where a copy goes on, the bridge of the one that died may be on its way out, and has the copy's file meanwhile.
@@ -390,7 +393,7 @@ public final class CopySequence {
             usedBytes: manifest.usedBytes,
             originals: manifest.epoch.entries, originalBytes: manifest.epoch.logBytes,
             seconds: Double(MonotonicClock.now &- started) / 1e9, copySeconds: member.copySeconds,
-            toc: member.tocSummary, restarts: manifest.epoch.restarts,
+            readBackBytes: member.readBackBytes, toc: member.tocSummary, restarts: manifest.epoch.restarts,
             firstInstant: manifest.epoch.restarts.flatMap { _ in member.begun?.institutedAt },
             copiedAgainBytes: manifest.epoch.restarts.map { _ in member.copiedAgainBytes },
             resumedBytes: member.resumed.map { _ in member.resumedBytes })

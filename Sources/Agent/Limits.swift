@@ -38,6 +38,11 @@ public enum AgentLimits {
     public static let checkpointSeconds = 5.0
     /// Seconds that a copy that goes on waits for the bridge of the one that died to let go of its files.
     public static let oldBridgeSeconds = 15.0
+    /// Bytes that are read at once of a copy and of the logical snapshot to compare them; a power of two.
+    public static let comparedBytes = 4 << 20
+    /// Files of a damaged chunk that are named, and that are counted: no chunk of blocks has more.
+    public static let listedUsers = 16
+    public static let countedUsers = 4_096
     /// Nanoseconds between two looks at the host while data are copied.
     public static let watchNanoseconds: UInt64 = 500_000_000
     /// Of a restore of files: files that are filled together (each takes up to three descriptors meanwhile), and pieces

@@ -114,7 +114,7 @@ extension CopySequence {
             ledger,
             as: Checkpoints.CopyState(
                 epoch: epoch, contents: contents(of: member), used: member.usedFile, durable: .empty),
-            every: world.checkpointNanoseconds, passes: true, inVain: inVain,
+            every: world.checkpointNanoseconds, passes: !request.keepsEpoch, inVain: inVain,
             Checkpoints.Steps(
                 flush: { () throws(StoreError) in try target.flush() },
                 note: { state throws(CopyError) in try draft.note(base.with(state)) },

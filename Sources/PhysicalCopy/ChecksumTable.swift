@@ -108,15 +108,17 @@ public struct ChecksumTable: Hashable, Sendable {
             to: { chunk, value throws(CopyError) in self[chunk] = .known(value) })
     }
 
-    /// Reads all of it.
-    /// - Returns: the first chunk that is known and not what is there; nil: all that is known is.
-    public func firstDifference(
+    /// Reads all of it, and learns what is not known.
+    /// - Returns: the first chunk that was known and is not what is there; nil: all is as it was known.
+    public mutating func readBack(
         in store: any BlockStore, progress: (UInt64) throws(CopyError) -> Void
     ) throws(CopyError) -> Int? {
         let reader = SliceReader(store, ByteRange(offset: 0, count: length), sliceSize: chunkSize)
         var first: Int?
         try reader.read(progress: progress) { chunk, value throws(CopyError) in
-            if case .known(let expected) = self[chunk], expected != value, first == nil { first = chunk }
+            if case .known(value) = self[chunk] { return }
+            if case .known = self[chunk], first == nil { first = chunk }
+            self[chunk] = .known(value)
         }
         return first
     }

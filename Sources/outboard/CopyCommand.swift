@@ -28,15 +28,19 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             keeps no originals of it any more, so that less cache is needed; not before the table of contents is \
             there, which needs them. When the bridge dies, the copy stops with exit status 69 and keeps the draft and the \
             epoch; when this process dies, they stay likewise. The same command with --resume goes on from there as long as \
-            the host runs and its cache is not full, and reads nothing again that was flushed. Without --resume the next \
-            copy releases the epoch, clears the draft, and begins anew.
+            the host runs and its cache is not full, and reads nothing of the volume again that was flushed; for the checksums \
+            that part of the copy is read back. Without --resume the next copy releases the epoch, clears the draft, and \
+            begins anew.
 
             When the cache becomes full, the copy is abandoned with exit status 75, unless the host's policy is \
             restart-from: then the host begins anew, what was overwritten is copied again, and the copy is as of that \
             later instant, which is told. That goes for one volume; of several, which must have one instant, the copies are \
             abandoned.
 
-            The copy is a directory: manifest.json, data.img, toc.sqlite. Nothing has its final name before it is \
+            The bridge sums up what it copies as it passes, and the sums are kept with the copy; what it does not know is \
+            read back.
+
+            The copy is a directory: manifest.json, data.img, checksums, toc.sqlite. Nothing has its final name before it is \
             complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
             exit status 75. A third signal ends at once, but never while applications stand still.
 
@@ -151,6 +155,22 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
                 + "collector.", valueName: "file"))
     var metrics: String?
 
+    @Flag(
+        help: ArgumentHelp(
+            "Read all of the copy back and compare it with what the bridge has summed up as it passed. Without, only that "
+                + "is read back which the bridge does not know."))
+    var readBack = false
+
+    /// For bench/checksums: what they cost.
+    @Flag(help: .hidden) var noBridgeChecksums = false
+
+    @Flag(
+        help: ArgumentHelp(
+            "Leave the epoch open when the copy is complete, so that `outboard verify COPY --against CTL` can compare it "
+                + "with the logical snapshot. The cache fills on; `outboard release` ends it. Needs --end "
+                + "after-cache-copy."))
+    var keepEpoch = false
+
     @OptionGroup var log: LogOptions
 
     @Flag(help: "Print one JSON object.")
@@ -168,6 +188,9 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             throw ValidationError("--bridge needs --source-unit, --cache-unit and --copy-unit")
         }
         if bridge != nil, host.count > 1 { throw ValidationError("--bridge serves one --host") }
+        if keepEpoch, end != .afterCacheCopy {
+            throw ValidationError("--keep-epoch needs --end after-cache-copy")
+        }
     }
 
     private struct Output: Encodable { var copies: [CopyOutcome] }
@@ -181,6 +204,9 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
             tool: "outboard \(toolVersion)")
         for member in request.members { try Trust.require(member.destination, to: "make the copy") }
         request.resumes = resume
+        request.readsBack = readBack
+        request.asksForChecksums = !noBridgeChecksums
+        request.keepsEpoch = keepEpoch
         let teller: (SequenceRecord, Logger) -> (any SequenceTeller)? = {
             [to, metrics, request] record, logger in CopyTeller(request, to, metrics, record, logger)
         }
@@ -205,6 +231,12 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
                     "  the cache was full \(restarts == 1 ? "once" : "\(restarts) times"), so the copy is not as of "
                         + "\(ShowCommand.time(first)), when it began; "
                         + "\(ByteCount(outcome.copiedAgainBytes ?? 0).rounded) were copied again")
+            }
+            if readBack {
+                Console.print("  read back and compared: \(ByteCount(outcome.readBackBytes).rounded)")
+            }
+            if keepEpoch {
+                Console.print("  its epoch \(outcome.epoch) is still open: outboard release ends it")
             }
             if let used = outcome.usedBytes {
                 Console.print("  in use, and copied: \(ByteCount(used).rounded)")

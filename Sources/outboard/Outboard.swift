@@ -24,7 +24,7 @@ struct Outboard: AsyncParsableCommand {
             HostCommand.self, BridgeCommand.self, CopyCommand.self, ShowCommand.self, VerifyCommand.self,
             IntegrateCommand.self, RestoreCommand.self, TocCommand.self, ListCommand.self, FindCommand.self,
             CatCommand.self, MountCommand.self, BackupCommand.self, GrowCommand.self, StatusCommand.self,
-            ThawGuardCommand.self, ReadFileSystemsCommand.self,
+            ReleaseCommand.self, ThawGuardCommand.self, ReadFileSystemsCommand.self,
         ])
 
     func run() throws { throw ValidationError("name a subcommand; outboard --help lists them") }

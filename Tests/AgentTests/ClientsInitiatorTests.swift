@@ -43,6 +43,69 @@ import Testing
         } catch { return error }
     }
 
+    /// Vendor-specific commands are sent to nobody but bridges of ours.
+    @Test func foreignTargetsAreNotAskedForChecksums() async throws {
+        let keeping = ChecksumKeeping(identifier: 3, length: 1 << 20, chunkSize: 65_536)
+        for (vendor, product) in [("TEST", "FAKE"), ("OUTBOARD", "FAKE"), ("TEST", "BRIDGE")] {
+            let device = FakeDevice(units: [0: 2048])
+            device.behaviour.withLock { ($0.vendor, $0.product) = (vendor, product) }
+            try await withTarget(device) { address, _ in
+                let initiator = try Initiator(address)
+                let unit = try initiator.describe(lun: 0)
+                let before = device.behaviour.withLock { $0.commands }
+                #expect(try !initiator.keepChecksums(keeping, of: unit))
+                #expect(device.behaviour.withLock { $0.commands } == before)
+            }
+        }
+    }
+
+    /// A bridge that says that it is ours may be older, keep other checksums by now, or say nonsense.
+    @Test func whatABridgeSaysOfChecksums() async throws {
+        let keeping = ChecksumKeeping(identifier: 3, length: 3 * 65_536, chunkSize: 65_536)
+        let device = FakeDevice(units: [0: 2048])
+        device.behaviour.withLock { ($0.vendor, $0.product) = ("OUTBOARD", "BRIDGE") }
+        @Sendable func answers(_ answers: [SCSIOutcome]) {
+            device.behaviour.withLock { $0.bufferAnswers = answers }
+        }
+        @Sendable func kept(_ first: UInt32, _ count: Int, _ keeping: ChecksumKeeping) -> SCSIOutcome {
+            var kept = KeptChecksums(keeping: keeping)
+            kept.first = first
+            kept.entries = (0..<count).map { .known(first + UInt32($0)) }
+            return SCSIOutcome(status: .good, dataIn: kept.encoded())
+        }
+        try await withTarget(device) { address, _ in
+            let initiator = try Initiator(address)
+            let unit = try initiator.describe(lun: 0)
+            #expect(try !initiator.keepChecksums(keeping, of: unit))
+            answers([.checkCondition(SenseData(.dataProtect, .writeProtected))])
+            #expect(try !initiator.keepChecksums(keeping, of: unit))
+            answers([SCSIOutcome(status: .good, dataOutUsed: ChecksumKeeping.encodedLength)])
+            #expect(try initiator.keepChecksums(keeping, of: unit))
+            // In parts.
+            answers([kept(0, 2, keeping), kept(2, 1, keeping)])
+            let table = try #require(try initiator.checksums(keeping, of: unit))
+            #expect((0..<3).map { table[$0] } == [.known(0), .known(1), .known(2)])
+            // Somebody else's, or none.
+            var other = keeping
+            other.identifier = 4
+            for answer in [
+                kept(0, 3, other),
+                SCSIOutcome(status: .good, dataIn: KeptChecksums(keeping: nil).encoded()),
+            ] {
+                answers([answer])
+                #expect(try initiator.checksums(keeping, of: unit) == nil)
+            }
+            for nonsense in [
+                kept(1, 2, keeping), kept(0, 0, keeping), kept(0, 4, keeping),
+                SCSIOutcome(status: .good, dataIn: [1, 2, 3]),
+            ] {
+                answers([nonsense])
+                let error = failure { () throws(AgentError) in try initiator.checksums(keeping, of: unit) }
+                #expect(error?.status == .unavailable)
+            }
+        }
+    }
+
     @Test func describesUnits() async throws {
         try await withTarget(FakeDevice(units: [0: 100, 3: 2048, 300: 8])) { address, _ in
             let initiator = try Initiator(address)

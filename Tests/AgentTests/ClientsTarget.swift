@@ -28,6 +28,10 @@ final class FakeDevice: SCSITargetDevice {
         var lists: [[UInt8]] = []
         var durableWrites = 0
         var flushes = 0
+        /// What INQUIRY says.
+        var (vendor, product) = ("TEST", "FAKE")
+        /// What WRITE BUFFER and READ BUFFER are answered with; by nothing: they are not known.
+        var bufferAnswers: [SCSIOutcome] = []
         /// SYNCHRONIZE CACHE and WRITE SAME take so long.
         var slowNanoseconds: UInt64 = 0
     }
@@ -121,6 +125,11 @@ final class FakeDevice: SCSITargetDevice {
             behaviour.withLockAndNotify { $0.flushes += 1 }
             pause(task)
             return .good
+        case .buffer:
+            return behaviour.withLock {
+                $0.bufferAnswers.isEmpty
+                    ? .checkCondition(.invalidOperationCode) : $0.bufferAnswers.removeFirst()
+            }
         default: return copy(command, task)
         }
     }
@@ -135,7 +144,8 @@ final class FakeDevice: SCSITargetDevice {
     private func inquiry(_ page: UInt8?, _ number: Int) -> SCSIOutcome {
         switch page {
         case nil:
-            let inquiry = StandardInquiry(vendor: "TEST", product: "FAKE", revision: "1")
+            let name = behaviour.withLock { ($0.vendor, $0.product) }
+            let inquiry = StandardInquiry(vendor: name.0, product: name.1, revision: "1")
             return SCSIOutcome(status: .good, dataIn: inquiry.encoded())
         case VPDPageCode.deviceIdentification:
             let page = VPDPage.deviceIdentification([

@@ -104,7 +104,7 @@ import Testing
         #expect(world.state.withLock { $0.notices }.contains { $0.contains("outboard toc") })
         #expect(
             try FileManager.default.contentsOfDirectory(atPath: world.path("copy")).sorted() == [
-                "data.img", "manifest.json",
+                "checksums", "data.img", "manifest.json",
             ])
     }
 

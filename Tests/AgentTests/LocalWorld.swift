@@ -320,6 +320,7 @@ final class LocalLine: HostLine {
         case (SnapshotAdoptMethod.name, let epoch as EpochParameters):
             return try volume.adopt(epoch: UUID(uuidString: epoch.epoch)!, holder: holder)
         case (_, let passed as SnapshotPassedMethod.Parameters):
+            if !passed.extents.isEmpty { try world.record("passed extents of \(self.volume.name)") }
             try volume.passed(passed.extents, epoch: UUID(uuidString: passed.epoch)!)
             return Empty()
         case (_, let changes as SnapshotChangesMethod.Parameters):

@@ -127,13 +127,15 @@ import Testing
         #expect(again.intersection(record.durable.list).isEmpty, "copied again: \(again.ranges)")
         #expect(again.union(record.durable.list) == .whole(UInt64(Self.size)))
         #expect(outcome.resumedBytes == record.durable.list.total && outcome.epoch == record.epoch.number)
+        // The second bridge has not seen what the first one wrote.
+        #expect(outcome.readBackBytes >= record.durable.list.total)
         try expectRight(outcome.copy, run.instants.withLock { $0["a"] })
         let manifest = try PhysicalCopy(outcome.copy).manifest
         #expect(manifest.frozen == ["/x"] && manifest.epoch.institutedAt == record.epoch.institutedAt)
         #expect(run.world.names == ["a.cache", "a.source", "copy"])
         #expect(
             try FileManager.default.contentsOfDirectory(atPath: run.world.path("copy")).sorted() == [
-                "data.img", "manifest.json",
+                "checksums", "data.img", "manifest.json",
             ])
         #expect(run.epoch()?.state == .released)
         // What was frozen was for the instant.

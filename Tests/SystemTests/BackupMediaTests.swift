@@ -107,7 +107,7 @@ import Testing
         let listed = try runProgram(program, ["-tf", scratch("backup.tar")])
         #expect(
             listed.output.split(separator: "\n") == [
-                "backup.json", "manifest.json", "toc.sqlite", "data.img", "backup.end",
+                "backup.json", "manifest.json", "checksums", "toc.sqlite", "data.img", "backup.end",
             ], "\(listed)")
         try FileManager.default.createDirectory(
             atPath: scratch("extracted"), withIntermediateDirectories: false)

@@ -111,7 +111,7 @@ import Testing
         #expect(try Outboard.run(["verify", disk("copy")]).isSuccess)
         #expect(
             try FileManager.default.contentsOfDirectory(atPath: disk("copy")).sorted() == [
-                "data.img", "manifest.json", "toc.sqlite",
+                "checksums.integrated", "data.img", "manifest.json", "toc.sqlite",
             ])
     }
 }

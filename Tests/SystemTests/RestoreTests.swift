@@ -26,7 +26,9 @@ import Testing
                 let result = try Outboard.run(
                     ["restore", "volume", scratch("copy"), "--to", scratch(destination), "--force"])
                 #expect(result.status == 65, "\(place): \(result)")
-                #expect(result.errors.contains("data at 0") || place > 4 << 20, "\(result)")
+                #expect(
+                    result.errors.contains("data at \(place / 65_536 * 65_536)") || place > 4 << 20,
+                    "\(result)")
             }
             #expect(try contents(scratch("kept")) == kept)
             #expect(try names(scratch) == before)

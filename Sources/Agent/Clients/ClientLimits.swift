@@ -27,6 +27,8 @@ public enum ClientLimits {
     public static let commandRetries = 20
     /// Bytes of data of one READ or WRITE.
     public static let scsiTransferBytes = 4 << 20
+    /// Chunks whose checksums one READ BUFFER asks for.
+    public static let checksumsAtOnce = 1 << 16
     /// Bytes zeroed by one WRITE SAME where the unit names no limit.
     public static let writeSameBytes: UInt64 = 1 << 30
     /// The greatest logical block that is believed, bytes.

@@ -12,6 +12,8 @@ public struct UnitDescription: Hashable, Sendable {
     public var designators: [DesignationDescriptor]
     /// Nil where the unit has no VPD page B0h.
     public var limits: BlockLimits?
+    /// INQUIRY says that it is a bridge of ours: it may be asked for checksums.
+    public var isOurs = false
 
     /// Bytes.
     public var size: UInt64 { (capacity.lastLBA.value + 1) * UInt64(capacity.blockLength) }
@@ -137,7 +139,8 @@ extension Initiator {
         return UnitDescription(
             number: lun, capacity: capacity, isWriteProtected: mode.isWriteProtected,
             supportsFUA: mode.supportsFUA, designators: designators,
-            limits: try blockLimits(lun: lun, patience))
+            limits: try blockLimits(lun: lun, patience),
+            isOurs: inquiry.vendor == BridgeIdentity.vendor && inquiry.product == BridgeIdentity.product)
     }
 
     /// VPD page B0h, which is optional: a unit that refuses it, or answers what is none, has no limits to tell.
@@ -252,7 +255,7 @@ extension Initiator {
         }
     }
 
-    private func dataIn(
+    func dataIn(
         _ command: Command, lun: Int, _ length: Int, _ patience: Patience, doing: String
     ) throws(AgentError) -> [UInt8] {
         let buffer = UnsafeMutableRawBufferPointer.allocate(byteCount: length, alignment: 8)
@@ -263,7 +266,7 @@ extension Initiator {
         return Array(buffer.prefix(moved))
     }
 
-    private func dataOut(
+    func dataOut(
         _ command: Command, lun: Int, _ bytes: [UInt8], _ patience: Patience, doing: String
     ) throws(AgentError) {
         // A copy that stays where it is: an array's bytes do so only within a closure.
@@ -275,7 +278,7 @@ extension Initiator {
             doing: doing)
     }
 
-    private func decoding<Value>(
+    func decoding<Value>(
         _ doing: String, lun: Int, _ body: () throws(MalformedParameterData) -> Value
     ) throws(AgentError) -> Value {
         do throws(MalformedParameterData) { return try body() } catch {
@@ -283,7 +286,7 @@ extension Initiator {
         }
     }
 
-    private func malformed(_ why: String, _ doing: String, lun: Int) -> AgentError {
+    func malformed(_ why: String, _ doing: String, lun: Int) -> AgentError {
         AgentError(
             .unavailable, doing: doing, to: "unit \(lun) of \(address)", because: why,
             advice: "check that the target is a bridge of this version")
