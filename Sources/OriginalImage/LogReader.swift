@@ -107,12 +107,25 @@ public struct LogReader: Sendable {
     public func verify(
         progress: (UInt64) throws(LogError) -> Void = { _ in }
     ) throws(LogError) -> LogPosition {
+        try survey(progress: progress) { _, error throws(LogError) in throw error }
+    }
+
+    /// The same, but an original that is damaged is not the end: the headers lead on behind it.
+    /// - Parameter damaged: told each such, and why.
+    @discardableResult
+    public func survey(
+        progress: (UInt64) throws(LogError) -> Void = { _ in },
+        damaged: (LogEntry, LogError) throws(LogError) -> Void
+    ) throws(LogError) -> LogPosition {
         let memory = ZeroedMemory(count: Int(geometry.chunkSize))
         var index = LogIndex(geometry: geometry)
         return try forEachBatch { batch throws(LogError) in
             for entry in batch.entries {
                 try index.append(entry)
-                try verify(entry, memory)
+                do throws(LogError) { try verify(entry, memory) } catch {
+                    guard case .corrupt = error else { throw error }
+                    try damaged(entry, error)
+                }
             }
             try progress(batch.end)
         }

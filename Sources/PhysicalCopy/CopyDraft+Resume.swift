@@ -131,6 +131,40 @@ extension CopyDraft {
         return isAlive ? .alive : .nothing
     }
 
+    /// What lies beside a copy of others to its name.
+    public struct Remains: Hashable, Sendable {
+        public enum State: Hashable, Sendable {
+            /// Somebody is making it.
+            case alive
+            /// It was cut off, and there is a record by which it can go on.
+            case resumable
+            /// It was cut off.
+            case dead
+        }
+        /// Absolute.
+        public var path: String
+        public var state: State
+    }
+
+    /// Drafts of copies to a destination. Nothing is changed.
+    public static func remains(
+        of destination: String, files calls: FileSystemCalls = FileSystemCalls()
+    ) throws(CopyError) -> [Remains] {
+        let files = Files(calls)
+        let place = try CopyPlace(destination, files: files)
+        let action = "look for copies to \(place.destination)"
+        var found: [Remains] = []
+        for path in try place.drafts().sorted() {
+            guard let lock = try DirectoryLock(path, exclusive: false, files: files, action) else {
+                found.append(Remains(path: path, state: .alive))
+                continue
+            }
+            let hasRecord = try files.kind(of: ResumeRecord.fileName, in: lock.descriptor, action) != nil
+            found.append(Remains(path: path, state: hasRecord ? .resumable : .dead))
+        }
+        return found
+    }
+
     private static func record(
         in lock: DirectoryLock, _ directory: String, _ files: Files
     ) throws(CopyError) -> ResumeRecord? {

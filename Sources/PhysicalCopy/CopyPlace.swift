@@ -29,7 +29,16 @@ struct CopyPlace {
     /// Where one process makes the copy.
     func draft(of process: Int32) -> String { beside("\(draftPrefix)\(process)") }
 
-    private var draftPrefix: String { ".\(name).partial-" }
+    private var draftPrefix: String { "." + name + Self.draftMark }
+    private static let draftMark = ".partial-"
+
+    /// Whether that is the name of a copy in the making, whatever is in it.
+    static func isDraft(_ path: String) -> Bool {
+        let name = path.split(separator: "/").last ?? ""
+        guard name.hasPrefix("."), let mark = name.ranges(of: draftMark).last else { return false }
+        let process = name[mark.upperBound...]
+        return !process.isEmpty && process.allSatisfy { $0.isASCII && $0.isNumber }
+    }
 
     private func beside(_ name: String) -> String { parent == "/" ? "/" + name : parent + "/" + name }
 

@@ -30,8 +30,12 @@ public struct Finding: Codable, Hashable, Sendable {
     public var length: UInt64
     /// Of the data portion: the number of the checksum chunk, or slice, in which it lies.
     public var chunk: UInt64?
+    /// Of data and of one original image: the bytes of the volume that are damaged with it, or some of them.
+    public var volumeOffset: UInt64?
+    public var volumeLength: UInt64?
     public var problem: String
-    /// Of data: whether file systems have it in use; nil: nobody has looked. Why that is not known, or by what if by no file.
+    /// Whether anything lies in these bytes of the volume; nil: nobody has looked. Why that is not known, or by what if by
+    /// no file, or why not.
     public var inUse: Use?
     public var useReason: String?
     /// Files that have some of it, by their paths in the table of contents, and how many more there are.
@@ -39,17 +43,26 @@ public struct Finding: Codable, Hashable, Sendable {
     public var moreUsers: Int?
 
     public init(
-        _ part: Part, _ range: ByteRange, _ problem: String, file: String? = nil, chunk: UInt64? = nil
+        _ part: Part, _ range: ByteRange, _ problem: String, file: String? = nil, chunk: UInt64? = nil,
+        volume: ByteRange? = nil
     ) {
         self.part = part
         self.file = file ?? part.usualFile
         offset = range.offset
         length = range.count
         self.chunk = chunk
+        volumeOffset = volume?.offset
+        volumeLength = volume?.count
         self.problem = problem
     }
 
     public var range: ByteRange { ByteRange(offset: offset, count: length) }
+
+    /// The bytes of the volume that are damaged with it, or some of them; nil: not known, or none.
+    public var volume: ByteRange? {
+        guard let volumeOffset, let volumeLength else { return nil }
+        return ByteRange(offset: volumeOffset, count: volumeLength)
+    }
 }
 
 extension Finding: CustomStringConvertible {
@@ -57,10 +70,13 @@ extension Finding: CustomStringConvertible {
     public var description: String {
         var text = "\(part.rawValue) in \(file) at \(offset), \(length) bytes"
         if let chunk { text += " (chunk \(chunk))" }
+        if part == .originals, let volume {
+            text += " (of the volume \(volume.offset), \(volume.count) bytes)"
+        }
         text += ": \(problem)"
         switch inUse {
         case nil: break
-        case .no: text += "; not in use"
+        case .no: text += "; not in use" + (useReason.map { ": \($0)" } ?? "")
         case .unknown: text += "; whether it is in use is unknown: \(useReason ?? "nothing here can tell")"
         case .yes:
             text += "; in use"

@@ -34,6 +34,11 @@ public final class PhysicalCopy: @unchecked Sendable {
         directory = Files.absolute(path)
         files = Files(calls)
         let action = "open the copy \(directory)"
+        guard !CopyPlace.isDraft(directory) else {
+            throw CopyError(
+                .missing, action, "it is a copy in the making, which has another name when it is complete",
+                advice: "name that one")
+        }
         guard
             let lock = try DirectoryLock(
                 directory, exclusive: use == .changing, followsLink: true, files: files, action)
@@ -84,6 +89,16 @@ public final class PhysicalCopy: @unchecked Sendable {
                 advice: "try again with the one that is there")
         }
         manifest = now
+    }
+
+    /// What lies in its directory and is no part of it, so that nothing here looks at it.
+    public func strangers() throws(CopyError) -> [String] {
+        var members: Set = [Manifest.fileName]
+        if case .member(let name) = manifest.location { members.insert(name) }
+        if case .file(let description) = manifest.data.checksums { members.insert(description.name) }
+        if let toc = manifest.toc { members.insert(toc.name) }
+        return try files.names(inDirectory: lock.descriptor, "look into \(directory)")
+            .filter { !members.contains($0) }.sorted()
     }
 
     /// Where the bytes lie: `.path` or `.unit`.

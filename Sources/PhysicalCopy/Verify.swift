@@ -122,12 +122,29 @@ extension PhysicalCopy {
                     .checksums, error.range, error.reason + "; so nothing is known of the data", file: name))
         }
         guard manifest.state == .integrating else {
-            return try verify(manifest.data, checksums, .data, in: store, &report, progress)
+            let isMerged = manifest.originals != nil && report.isClean
+            try verify(manifest.data, checksums, .data, in: store, &report, progress)
+            if isMerged, !report.isClean { try excuse(&report, in: store) }
+            return
         }
         // Merged with damaged originals they say nothing.
         guard report.isClean else { return }
         let merged = try openVolume { _, _ in store }
         try verify(manifest.data, checksums, .data, in: merged, &report, progress)
+    }
+
+    /// Of damaged data over all of which whole original images lie, the volume has nothing.
+    private func excuse(_ report: inout VerifyReport, in store: any BlockStore) throws(CopyError) {
+        let map = try map(logReader(in: store))
+        for index in report.findings.indices {
+            guard let volume = report.findings[index].volume else { continue }
+            let isTaken = map.parts(of: volume).contains { part in
+                if case .data = part.place { true } else { false }
+            }
+            guard !isTaken else { continue }
+            report.findings[index].inUse = .no
+            report.findings[index].useReason = "original images lie over all of it"
+        }
     }
 
     private func verifyOriginals(
@@ -155,7 +172,8 @@ extension PhysicalCopy {
                 Finding(
                     part, ByteRange(offset: portion.offset + slice.offset, count: slice.count),
                     "CRC-32C is \(hexadecimal(found)), and was \(hexadecimal(expected)) when it was copied",
-                    file: dataFile, chunk: part == .data ? UInt64(index) : nil))
+                    file: dataFile, chunk: part == .data ? UInt64(index) : nil,
+                    volume: part == .data ? slice : nil))
         }
         try reader.read(
             only: { index in
@@ -191,14 +209,29 @@ extension PhysicalCopy {
     private func verifyLog(
         _ portion: Portion, in store: any BlockStore, _ report: inout VerifyReport
     ) throws(CopyError) {
+        /// Up to here, from its start, its headers were whole.
+        var whole: UInt64 = 0
+        var damaged: UInt64 = 0
         do throws(CopyError) {
             let reader = try logReader(in: store)
-            do throws(LogError) { report.originals = try reader.verify().entries } catch {
-                throw .log(error, "verify the original images")
+            func tell(_ entry: LogEntry, _ error: LogError) {
+                damaged += 1
+                let length = UInt64(reader.geometry.paddedLength(of: entry.chunk))
+                report.add(
+                    Finding(
+                        .originals, ByteRange(offset: portion.offset + entry.position, count: length),
+                        "\(error)", file: dataFile, volume: reader.geometry.range(of: entry.chunk)))
             }
+            do throws(LogError) {
+                let end = try reader.survey(
+                    progress: { place throws(LogError) in whole = place },
+                    damaged: { entry, error throws(LogError) in tell(entry, error) })
+                report.originals = end.entries - damaged
+            } catch { throw .log(error, "verify the original images") }
         } catch {
             guard error.kind == .damaged else { throw error }
-            report.add(Finding(.originals, portion.range, error.reason, file: dataFile))
+            let rest = ByteRange(offset: portion.offset + whole, count: portion.length - whole)
+            report.add(Finding(.originals, rest, error.reason, file: dataFile))
         }
     }
 }

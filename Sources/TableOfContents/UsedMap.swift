@@ -115,6 +115,11 @@ public final class UsedMap: RecordSink {
         return result
     }
 
+    /// For questions about single ranges.
+    public var answers: UseAnswers {
+        UseAnswers(apart().map { (range: $0.range, used: RangeList($0.used)) })
+    }
+
     /// Those that overlap no other, by offset.
     private func apart() -> [Reading] {
         let sorted = finished.sorted { $0.range.offset < $1.range.offset }
@@ -126,6 +131,26 @@ public final class UsedMap: RecordSink {
             end = Swift.max(end, reading.range.end)
         }
         return result
+    }
+}
+
+/// What is known of which bytes of a volume are in use.
+public struct UseAnswers: Sendable {
+    /// File systems of which it is known, by offset, apart from each other.
+    private let systems: [(range: ByteRange, used: RangeList)]
+
+    fileprivate init(_ systems: [(range: ByteRange, used: RangeList)]) { self.systems = systems }
+
+    /// Whether a byte of `range` is in use; nil: none that it is known of, but some of it lies in no file system whose free
+    /// space is known.
+    public func isInUse(_ range: ByteRange) -> Bool? {
+        var known: UInt64 = 0
+        for system in systems {
+            guard let part = system.range.intersection(range) else { continue }
+            if system.used.overlaps(part) { return true }
+            known += part.count
+        }
+        return known == range.count ? false : nil
     }
 }
 

@@ -18,11 +18,13 @@ import Testing
             ["copy"],
             [
                 "--host", "--to", "--mode", "--end", "--bridge", "--source-unit", "--cache-unit",
-                "--copy-unit", "--freeze", "--pre-freeze", "--post-thaw", "--max-rate", "--force", "--json",
+                "--copy-unit", "--freeze", "--pre-freeze", "--post-thaw", "--max-rate", "--force", "--resume",
+                "--read-back", "--keep-epoch", "--json",
             ]
         ),
         (["show"], ["<copy>", "--json"]),
-        (["verify"], ["<copy>", "--json"]),
+        (["verify"], ["<copy>", "--against", "--backup", "--json"]),
+        (["release"], ["--host", "--epoch", "--json"]),
         (["integrate"], ["<copy>", "--json"]),
         (["restore", "volume"], ["<copy>", "--to", "--force", "--host", "--max-rate", "--json"]),
     ]
@@ -61,6 +63,8 @@ import Testing
         ["copy", "--host", "a", "--to", "b", "--mode", "both"],
         ["copy", "--host", "a", "--to", "b", "--end", "never"],
         ["copy", "--host", "a", "--to", "b", "--copy-unit", "1"],
+        ["copy", "--host", "a", "--to", "b", "--keep-epoch"], ["release"],
+        ["verify", "--backup", "a", "--against", "b"], ["verify", "a", "--backup", "b"],
         ["copy", "--host", "a", "--to", "b", "--chap-file", "c"],
         ["copy", "--host", "a", "--to", "b", "--bridge", "iscsi://c/iqn.2026-01.d:e", "--copy-unit", "1"],
         [

@@ -249,6 +249,29 @@ extension TocDatabase {
         }
     }
 
+    /// Hands on which files have bytes of these ranges of the volume, once for each of their extents that has. All extents are
+    /// looked at.
+    public func forEachUser(of ranges: RangeList, _ body: (NodeKey, ByteRange) throws -> Void) throws {
+        guard let first = ranges.ranges.first, let last = ranges.ranges.last else { return }
+        try ask { database in
+            let cursor = try Row.fetchCursor(
+                database,
+                sql: """
+                    SELECT node, volume_offset, bytes FROM extents \
+                    WHERE volume_offset < ? AND volume_offset + bytes > ?
+                    """, arguments: [Int64(clamping: last.end), Int64(clamping: first.offset)])
+            while let row = try cursor.next() {
+                let columns = Columns(row)
+                guard
+                    let extent = ByteRange(
+                        checking: try columns.unsigned(1), try columns.unsigned(2), within: info.volumeSize)
+                else { throw Self.damaged("an extent beyond the volume") }
+                guard ranges.overlaps(extent) else { continue }
+                try body(NodeKey(rowID: try columns.integer(0)), extent)
+            }
+        }
+    }
+
     /// The bytes of a stream that the database itself has.
     /// - Returns: nil where it has none of that stream.
     public func content(of key: NodeKey, stream: UInt32 = 0) throws(TocError) -> [UInt8]? {
