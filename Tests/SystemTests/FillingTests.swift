@@ -36,10 +36,24 @@ import Testing
             writer.waitForOperations(10)
         }
 
-        func startCopy(_ options: [String] = []) throws -> ChildProcess {
-            try Outboard.start(
-                ["copy", "--host", host.control, "--to", copy, "--max-rate", "4MiB"] + options)
+        /// The agent stands still from when the epoch is open until `isSo`: however slow the writer is, the copy has not
+        /// ended by then.
+        func startCopy(
+            _ options: [String] = [], heldUntil what: String, _ isSo: () throws -> Bool
+        ) throws -> ChildProcess {
+            let process = try Outboard.start(["copy", "--host", host.control, "--to", copy] + options)
+            // By the clock: neither an epoch's state nor a file system that is full is an event.
+            try waitUntil("the epoch is open") {
+                guard process.isRunning else { throw TestFailure("the copy ended: \(process.errors)") }
+                return try host.status().epoch?.state == .open
+            }
+            process.signal(SIGSTOP)
+            defer { process.signal(SIGCONT) }
+            try waitUntil(what, seconds: 240, isSo)
+            return process
         }
+
+        func isVoid() throws -> Bool { try host.status().epoch?.state == .void }
 
         /// The writer noticed nothing, nothing is left of the copy, and the next one is right.
         func expectOrder(_ status: Int32) throws {
@@ -59,7 +73,7 @@ import Testing
     @Test(arguments: kinds, ["overlay", "append"])
     func underTheCacheTheCopyIsAbandoned(kind: String, mode: String) throws {
         let site = try Site(kind, room: 2 << 20)
-        let copy = try site.startCopy(["--mode", mode])
+        let copy = try site.startCopy(["--mode", mode], heldUntil: "the epoch is void", site.isVoid)
         #expect(copy.wait() == .exit(75), "\(copy.errors)")
         #expect(copy.errors.contains("the cache failed: no space left"), "\(copy.errors)")
         try site.expectOrder(75)
@@ -68,13 +82,11 @@ import Testing
     /// Writes wait, and go on when somebody makes room; the copy is none the worse.
     @Test(arguments: kinds) func underTheCacheWritesWaitForRoom(kind: String) throws {
         let site = try Site(kind, room: 2 << 20, options: ["--on-cache-full", "block"])
-        let copy = try site.startCopy()
-        // By the clock: a file system that is full is no event.
-        try waitUntil("the cache's disk is full") {
-            guard copy.isRunning else { throw TestFailure("the copy ended: \(copy.errors)") }
-            return try site.disk.space() < 64 << 10
+        let copy = try site.startCopy(heldUntil: "the cache's disk is full") {
+            guard try site.disk.space() < 64 << 10 else { return false }
+            unlink(site.disk("filler"))
+            return true
         }
-        unlink(site.disk("filler"))
         #expect(copy.wait() == .exit(0), "\(copy.errors)")
         site.writer.waitForOperations(site.writer.oracle.operations.count + 10)
         try site.writer.stop()
@@ -86,8 +98,8 @@ import Testing
     /// Nobody makes room: after its patience the host lets the writes go and the copy be abandoned.
     @Test func underTheCacheWritesWaitForSoLong() throws {
         let site = try Site("tmpfs", room: 2 << 20, options: ["--on-cache-full", "block"])
-        let copy = try site.startCopy(["--max-rate", "128KiB"])
-        #expect(copy.wait(seconds: 120) == .exit(75), "\(copy.errors)")
+        let copy = try site.startCopy(heldUntil: "the epoch is void", site.isVoid)
+        #expect(copy.wait() == .exit(75), "\(copy.errors)")
         try site.expectOrder(75)
     }
 
