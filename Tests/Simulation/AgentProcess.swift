@@ -7,7 +7,8 @@ import SimulatedFiles
 /// `outboard copy` in the simulation: the real sequence over a simulated file system, control line and bridge.
 final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is only
     let process = SimulatedProcess("agent")
-    let destination: String
+    /// Of its copy.
+    let name: String
     private let world: World
     private let user: SimulatedFileSystem.User
     let cancellation = CancellationToken()
@@ -17,7 +18,7 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
 
     init(_ world: World, _ request: CopyRequest) {
         self.world = world
-        destination = request.members[0].destination
+        name = String(request.members[0].destination.split(separator: "/").last!)
         user = world.files.makeUser(Int32(process.number))
         process.keep(self)
         process.whenItEnds { [self] in
@@ -86,6 +87,7 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
             }
             return SimulatedBridge(world, bridge)
         }
+        made.checkpointNanoseconds = world.plan.checkpoint
         made.realTime = { [world] in Int64(world.scheduler.time) }
         return made
     }

@@ -62,10 +62,16 @@ extension World {
         losesLines = false
     }
 
+    private func noteCounters() {
+        guard let counters = host?.volume?.status(of: descriptor).counters else { return }
+        if counters.chunksSpared ?? 0 > 0 { mark(.originalSpared) }
+    }
+
     private func killAgent() {
         guard let agent else { return }
         mark(.agentKilled)
         agent.process.end()
+        interrupted = agent.name
         self.agent = nil
     }
 
@@ -87,14 +93,21 @@ extension World {
 
     func startCopy() {
         guard agent == nil, host?.isServing == true else { return }
-        let name = Self.copies[Int(draw(2))]
+        // An administrator resumes what was cut off, but not always, and now and then in vain.
+        let resumes = interrupted != nil && draw(2) == 0
+        startCopy(to: resumes ? interrupted! : Self.copies[Int(draw(2))], resumes: resumes)
+    }
+
+    private func startCopy(to name: String, resumes: Bool) {
+        interrupted = nil
         var request = CopyRequest(
             members: [.init(control: "/simulated/control", destination: "/copies/" + name)],
             mode: plan.isAppend ? .append : .overlay,
             ending: plan.endsAfterCacheCopy ? .endedAfterCacheCopy : .endedBeforeCacheCopy)
         request.force = true
         request.wantsToc = false
-        trace("a copy starts: \(name)")
+        request.resumes = resumes
+        trace("a copy \(resumes ? "is resumed" : "starts"): \(name)")
         agent = AgentProcess(self, request)
     }
 
@@ -110,10 +123,13 @@ extension World {
                 if promises[outcome.copy] != nil { mark(.copyReplaced) }
                 if outcome.restarts != nil { mark(.copyAsOfLaterInstant) }
                 promises[outcome.copy] = outcome.uuid
+                if outcome.resumedBytes ?? 0 > 0 { mark(.copyResumed) }
             }
+            noteCounters()
             judgeCopies()
         case .failure(let error):
             mark(.copyFailed)
+            if error.status == .unavailable { interrupted = ended.name }
             if error.status == .software || error.status == .usage {
                 fail("a copy failed by a bug: \(error)")
             }
@@ -237,7 +253,7 @@ extension World {
         pausesApplications = false
         scheduler.wake(place)
         guard failure == nil else { return }
-        startCopy()
+        startCopy(to: Self.copies[Int(draw(2))], resumes: false)
         guard let last = agent else {
             return fail(
                 "no copy can be begun: agent \(agent != nil), host \(host.map { "\($0.isServing) \($0.process.isAlive)" } ?? "none")"
@@ -248,7 +264,7 @@ extension World {
             _ = scheduler.wait(at: place, until: deadline)
         }
         switch last.result {
-        case .success: checkNothingIsLeft()
+        case .success: checkNothingIsLeft(of: last.name)
         case .failure(let error): fail("a copy fails although nothing is wrong: \(error)")
         case nil: fail("the last copy does not end")
         }
@@ -257,14 +273,13 @@ extension World {
     }
 
     /// Afterwards no epoch is open or retained, and of what was interrupted under that name nothing is left.
-    private func checkNothingIsLeft() {
+    private func checkNothingIsLeft(of copy: String) {
         guard failure == nil else { return }
         if let epoch = host?.volume?.log.epoch, epoch.state != .released {
             fail("epoch \(epoch.number) is left \(epoch.state) by a copy that is complete")
         }
         let names = (files.names(at: "/copies") ?? []).filter { !Self.copies.contains($0) }
-        let name = agent?.destination.split(separator: "/").last.map(String.init) ?? ""
-        if let left = names.first(where: { $0.hasPrefix(".\(name).") && !name.isEmpty }) {
+        if let left = names.first(where: { $0.hasPrefix(".\(copy).") }) {
             fail("\(left) is left over")
         }
     }

@@ -46,6 +46,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     /// The device of the copies.
     var copyFaults = DiskFaults.none
     var losesLines = false
+    /// The copy that its agent's or its bridge's death has cut off last.
+    var interrupted: String?
     /// Files are looked at by the judge: at once, and without faults.
     var isJudging = false
     private var numbers = 1
