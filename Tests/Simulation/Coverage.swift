@@ -9,7 +9,7 @@ enum FaultSite: String, CaseIterable, Comparable {
     case unflushedWriteLost, unflushedWriteTorn, unflushedWritesReordered
     case lineLost, answerLost
     case epochVoid, epochResumed, epochLost, hostBeganAnew, copyAsOfLaterInstant
-    case copyResumed, originalSpared
+    case cacheGivenUp, copyResumed, originalSpared
     case copyComplete, copyFailed, copyInterrupted, copyReplaced, appended, overlaid, markedBeforeEnd
     case integrateKilled, integrated
 

@@ -107,6 +107,7 @@ extension World {
         request.force = true
         request.wantsToc = false
         request.resumes = resumes
+        request.maximumRate = plan.rate
         trace("a copy \(resumes ? "is resumed" : "starts"): \(name)")
         agent = AgentProcess(self, request)
     }

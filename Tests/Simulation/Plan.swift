@@ -14,6 +14,8 @@ struct Plan {
     var events: Int
     var isAppend: Bool
     var endsAfterCacheCopy: Bool
+    /// Bytes a second that copies may take.
+    var rate: UInt64?
     /// How often the agent flushes what was copied, and tells the host that it has passed. Nanoseconds.
     var checkpoint: UInt64
     /// How often calls fail while a device is ill.
@@ -45,6 +47,7 @@ struct Plan {
         allowsPowerCuts = draw(2) == 0
         lacksRenameFlags = draw(4) == 0
         hasFaults = draw(8) != 0
+        rate = [nil, nil, 8 << 20, 2 << 20][draw(4)]
         checkpoint = [200_000, 1_000_000, 5_000_000, 10_000_000_000][draw(4)]
     }
 }

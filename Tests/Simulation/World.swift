@@ -200,6 +200,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         if isCacheInDoubt {
             // As an administrator does who reads why.
             isCacheInDoubt = false
+            mark(.cacheGivenUp)
             cache.clear()
             return startHost()
         }
