@@ -11,6 +11,11 @@ enum Outboard {
         return ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] ?? built("outboard")
     }()
 
+    /// Only debug builds can be made to do wrong.
+    private static func binary(for environment: [String: String]) -> String {
+        environment["OUTBOARD_DEFECT"] == nil ? binary : built("outboard")
+    }
+
     /// A program that was built beside these tests.
     static func built(_ name: String) -> String {
         var directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
@@ -32,14 +37,14 @@ enum Outboard {
     static func run(
         _ arguments: [String], environment: [String: String] = [:], seconds: Double = 120
     ) throws -> ProgramResult {
-        try runProgram(binary, arguments, environment: environment, seconds: seconds)
+        try runProgram(binary(for: environment), arguments, environment: environment, seconds: seconds)
     }
 
     static func start(
         _ arguments: [String], environment: [String: String] = [:], keepsInputOpen: Bool = false
     ) throws -> ChildProcess {
         try ChildProcess(
-            binary, arguments, environment: environment, keepsInputOpen: keepsInputOpen)
+            binary(for: environment), arguments, environment: environment, keepsInputOpen: keepsInputOpen)
     }
 }
 
