@@ -190,7 +190,10 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         while let host, host.process.isAlive, !host.isServing, !scheduler.isStuck {
             _ = scheduler.wait(at: place, until: nil)
         }
-        guard let refusal = host?.refusal else { return checkSnapshot() }
+        guard let refusal = host?.refusal else {
+            isCacheInDoubt = false
+            return checkSnapshot()
+        }
         host = nil
         // A cache that cannot be read or written refuses to be served; anything else is wrong.
         if case .store = refusal, cache.failures > 0 {
