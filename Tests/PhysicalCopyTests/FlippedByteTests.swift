@@ -69,7 +69,7 @@ import Testing
                     #expect(found.map(\.part) == [part], "\(name) at \(place)")
                 } else if place < 300_000, kind != .version1 {
                     #expect(found.map(\.chunk) == [UInt64(place / 65_536)], "\(place)")
-                    #expect(found.map(\.volume) == [found[0].range])
+                    #expect(found.map(\.volume) == found.map { $0.range })
                 }
             }
         }
@@ -103,9 +103,9 @@ import Testing
         for (preserved, isUnder) in [(1, true), (3, false)] {
             let place = try SampleCopy(in: parent.path, seed: 23, preserved: preserved)
             let found = try findings(place.directory, "data.img", at: 70_000)
-            #expect(found.count == 1 && found[0].chunk == 1)
-            #expect((found[0].inUse == .no) == isUnder, "\(found)")
-            #expect((found[0].useReason != nil) == isUnder)
+            #expect(found.map(\.chunk) == [1])
+            #expect(found.map(\.inUse) == [isUnder ? .no : nil], "\(found)")
+            #expect(found.map { $0.useReason != nil } == [isUnder])
             try FileManager.default.removeItem(atPath: place.directory)
         }
     }
