@@ -24,7 +24,7 @@ extension World {
         case 10: interrupt()
         case 11: checkSnapshot()
         case 12: judgeCopies()
-        case 13: integrate()
+        case 13...14: integrate()
         default: startCopy()
         }
     }
@@ -188,8 +188,8 @@ extension World {
 
     /// Merges an append copy's originals, which may be cut short.
     private func integrate() {
-        guard agent == nil else { return }
-        let path = "/copies/" + Self.copies[Int(draw(2))]
+        guard agent == nil, !promises.isEmpty else { return }
+        let path = promises.keys.sorted()[Int(draw(UInt64(promises.count)))]
         let process = SimulatedProcess("integrate")
         let user = files.makeUser(Int32(process.number))
         process.whenItEnds { user.end() }
@@ -208,10 +208,11 @@ extension World {
             }
             process.end()
         }
-        scheduler.sleep(draw(30_000_000))
+        scheduler.sleep(draw(12_000_000))
         guard process.isAlive, plan.hasFaults else { return }
         mark(.integrateKilled)
         process.end()
+        if plan.allowsPowerCuts, draw(2) == 0 { cutPower() }
     }
 
     private func open(_ location: DataLocation, _ writable: Bool) throws(CopyError) -> any BlockStore {
