@@ -61,6 +61,7 @@ final class KillLane {
         let copy = try Outboard.start(copyArguments(scenario), environment: environment)
         let statusBefore = try kill(scenario, copy, begun)
         try settle(scenario, copy)
+        let last = try goOn(scenario, copy)
         let died = !host.process.isRunning
         for writer in writers { stop(writer, died, scenario) }
         if died { try restartHost(scenario, statusBefore) }
@@ -68,7 +69,7 @@ final class KillLane {
         try judgeSnapshot(writers, begun, scenario)
         if !bridge.process.isRunning { try restartBridge() }
         let verdict = try copies.judge(
-            scenario, writers.map(\.oracle), begun: begun, saidDone: copy.wait(seconds: 1) == .exit(0), &tally
+            scenario, writers.map(\.oracle), begun: begun, saidDone: last.wait(seconds: 1) == .exit(0), &tally
         )
         if case .wrong(let text) = verdict { tally.wrongCopies.append("\(scenario), \(shape): \(text)") }
         if let mount, scenario.options.contains("--freeze"), try mount.isFrozen() {
@@ -194,6 +195,32 @@ final class KillLane {
         if !allowed.contains(ending) { tally.stuck.append("\(scenario): \(ending), \(copy.errors)") }
         if scenario.victim.includesHost { _ = host.process.waitForExit(seconds: 30) }
         try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
+    }
+
+    /// Has the copy go on that was cut off, while the writers write.
+    /// - Returns: the one that was the last.
+    private func goOn(_ scenario: KillScenario, _ copy: ChildProcess) throws -> ChildProcess {
+        guard scenario.resumes, copy.waitForExit() != .exit(0) else { return copy }
+        if !bridge.process.isRunning { try restartBridge() }
+        // By the clock: the host sees the end of the agent's connection by itself.
+        try waitUntil("nobody holds the epoch") { try host.status().epoch?.isHeld != true }
+        let words = copyArguments(scenario) + ["--resume"]
+        let again = try Outboard.start(words, environment: environment)
+        guard let ending = again.waitForExit(seconds: 60) else {
+            again.signal(SIGKILL)
+            throw TestFailure("the copy that goes on did not end: \(again.errors)")
+        }
+        tally.endings["resumed after \(scenario.victim): \(ending)", default: 0] += 1
+        switch ending {
+        case .exit(0): tally.resumedCopies += 1
+        // It had nothing noted yet, or its epoch was over.
+        case .exit(66), .exit(75): break
+        // It was killed when all was done.
+        case .exit(73) where FileManager.default.fileExists(atPath: copies.path + "/manifest.json"): break
+        default: tally.stuck.append("\(scenario): --resume, \(ending), \(again.errors)")
+        }
+        try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
+        return again
     }
 
     private func awaitNoProcess(but known: [pid_t]) throws {

@@ -34,6 +34,8 @@ struct KillScenario: CustomStringConvertible {
     let refusal: Int
     /// How the bytes of an append copy are read: after `integrate`, or by a restore.
     let integrates: Bool
+    /// The same command with `--resume` follows where the host is not the victim.
+    let resumes: Bool
 
     /// - Parameter victim: nil: the seed says it.
     init(seed: UInt64, freezing mountPoint: String?, victim given: Victim? = nil) {
@@ -66,11 +68,13 @@ struct KillScenario: CustomStringConvertible {
         self.options = options
         refusal = Int.random(in: 0..<1000, using: &generator)
         integrates = victim == .integrate || Bool.random(using: &generator)
+        resumes = (victim == .bridge || victim == .agent) && Bool.random(using: &generator)
     }
 
     var description: String {
         "seed \(seed): \(victim) at \(moment), \(mode), \(end), \(isStanding ? "standing" : "private") bridge"
-            + (replaces ? ", --force" : "") + options.map { " " + $0 }.joined()
+            + (replaces ? ", --force" : "") + (resumes ? ", then --resume" : "")
+            + options.map { " " + $0 }.joined()
     }
 }
 
@@ -104,6 +108,8 @@ struct KillTally: CustomStringConvertible {
     /// What the copy's epoch was right before: how far the copy had come.
     var phases: [String: Int] = [:]
     var completeCopies = 0
+    /// Of those: that went on after a kill.
+    var resumedCopies = 0
     var judgedSnapshots = 0
     var judgedSources = 0
     var answeredWrites = 0
@@ -128,6 +134,7 @@ struct KillTally: CustomStringConvertible {
         kills.merge(other.kills, uniquingKeysWith: +)
         phases.merge(other.phases, uniquingKeysWith: +)
         completeCopies += other.completeCopies
+        resumedCopies += other.resumedCopies
         judgedSnapshots += other.judgedSnapshots
         judgedSources += other.judgedSources
         answeredWrites += other.answeredWrites
@@ -150,7 +157,7 @@ struct KillTally: CustomStringConvertible {
         """
         \(killCount) kills (\(Self.list(kills))) in \(rounds) rounds, with the copy's epoch \(Self.list(phases)): \(wrongCopies.count) wrong copies, \
         \(lostWrites.count) lost writes, \(stuck.count) stuck, \(foregroundErrors.count) foreground errors; \
-        \(completeCopies) complete copies, \(judgedSnapshots) snapshots and \(judgedSources) sources judged, \
+        \(completeCopies) complete copies (\(resumedCopies) resumed), \(judgedSnapshots) snapshots and \(judgedSources) sources judged, \
         \(answeredWrites) answered writes (\(flushedWrites) flushed), \(refusals) refusals, \
         \(openEpochs) epochs open after a host's death; a host served again within \
         \((longestRestart * 1000).rounded() / 1000) s at most; copies ended \(Self.list(endings))

@@ -5,7 +5,7 @@ import Testing
 
 /// Host, bridge and agent are killed (SIGKILL) at random moments while writers write and a copy is made. After each
 /// kill: the source holds everything that was answered, what says that it is a complete copy is right, everything else
-/// is refused, nothing is stuck.
+/// is refused, nothing is stuck. Half of the copies whose bridge or agent was the only victim go on by `--resume`.
 ///
 /// `OUTBOARD_KILL_SEED=n` repeats the rounds up to that seed, as a failure names it; `OUTBOARD_KILLS=n` asks for so many.
 @Suite(.serialized) struct KillTests {
