@@ -190,7 +190,7 @@ extension World {
     private func integrate() {
         guard agent == nil, !promises.isEmpty else { return }
         let path = promises.keys.sorted()[Int(draw(UInt64(promises.count)))]
-        let process = SimulatedProcess("integrate")
+        let process = SimulatedProcess(Self.integrate)
         let user = files.makeUser(Int32(process.number))
         process.whenItEnds { user.end() }
         scheduler.start(in: process) { [self] in
@@ -207,8 +207,17 @@ extension World {
                 }
             }
             process.end()
+            scheduler.wake(place)
         }
-        scheduler.sleep(draw(12_000_000))
+        if draw(2) == 0 {
+            scheduler.sleep(draw(12_000_000))
+        } else {
+            // Most of what can go wrong lies between two calls, not in the time that data take.
+            callsOfIntegrate = Int(draw(40))
+            while process.isAlive, callsOfIntegrate >= 0, !scheduler.isStuck {
+                _ = scheduler.wait(at: place, until: nil)
+            }
+        }
         guard process.isAlive, plan.hasFaults else { return }
         mark(.integrateKilled)
         process.end()

@@ -48,6 +48,9 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     var losesLines = false
     /// The copy that its agent's or its bridge's death has cut off last.
     var interrupted: String?
+    /// How many calls of the file system integrate still makes before it stands still; below 0: it does not.
+    var callsOfIntegrate = -1
+    static let integrate = "integrate"
     /// Files are looked at by the judge: at once, and without faults.
     var isJudging = false
     private var numbers = 1
@@ -94,6 +97,11 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         }
         files.willPerform = { [unowned self] _ in
             if !isJudging { scheduler.sleep(5_000 + draw(100_000)) }
+            guard scheduler.process.name == Self.integrate, callsOfIntegrate >= 0 else { return }
+            callsOfIntegrate -= 1
+            guard callsOfIntegrate < 0 else { return }
+            scheduler.wake(place)
+            scheduler.sleep(1_000_000_000)
         }
         files.fault = { [unowned self] operation in
             guard !isJudging else { return nil }
