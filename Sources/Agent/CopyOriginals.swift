@@ -50,7 +50,23 @@ extension CopySequence {
         }
     }
 
+    /// The cache has grown under the copy: a private bridge, which knows its units as long as they were, opens them anew. What
+    /// the one before it had summed up is read back.
+    private func followGrowth(_ member: CopyMember) throws(AgentError) {
+        guard request.bridge == .privateOne, let marker = member.marker, let cache = member.cache,
+            let copy = member.copy
+        else { return }
+        let needed = request.mode == .append ? member.logBase + marker.position : 0
+        guard marker.position > cache.size || needed > copy.size else { return }
+        member.bridge?.end()
+        if needed > copy.size {
+            try onCopy { () throws(CopyError) in try member.draft.resizeData(to: needed) }
+        }
+        try connectBridge(member)
+    }
+
     private func putOriginals(_ member: CopyMember) throws(AgentError) {
+        try followGrowth(member)
         guard let marker = member.marker, let cache = member.cache, let copy = member.copy,
             let copier = member.bridge?.copier
         else { preconditionFailure("no marker") }
@@ -166,7 +182,7 @@ extension CopySequence {
         case .privateOne:
             bridge.end()
             let size = request.mode == .append ? member.logBase + marker.position : member.status.size
-            try onCopy { () throws(CopyError) in try member.draft.cutData(to: size) }
+            try onCopy { () throws(CopyError) in try member.draft.resizeData(to: size) }
             location = .usual
             store = try world.openStore(member.draft.path(of: DataLocation.usualName), false)
         case .standing(let address, _, _, _):

@@ -216,13 +216,13 @@ public final class CopySequence {
         }
     }
 
-    private func connectBridge(_ member: CopyMember) throws(AgentError) {
+    func connectBridge(_ member: CopyMember) throws(AgentError) {
         let numbers: (source: Int, cache: Int, copy: Int)
         let bridge: any BridgeConnection
         switch request.bridge {
         case .privateOne:
             numbers = (0, 1, 2)
-            if member.resumed == nil { try member.makeDataFile(request.mode) }
+            if member.resumed == nil, member.bridge == nil { try member.makeDataFile(request.mode) }
             bridge = try startPrivateBridge(member)
         case .standing(let address, let source, let cache, let copy):
             numbers = (source, cache, copy)

@@ -111,11 +111,11 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         try files.replace(name, in: descriptor, with: bytes, "write \(path(of: name))")
     }
 
-    /// Cuts the usual data file to what it holds.
+    /// Makes the usual data file as long as what it holds, or as what it shall take.
     /// - Parameter size: bytes.
-    public func cutData(to size: UInt64) throws(CopyError) {
+    public func resizeData(to size: UInt64) throws(CopyError) {
         let name = DataLocation.usualName
-        let action = "cut \(path(of: name))"
+        let action = "make \(path(of: name)) \(size) bytes long"
         let data = try files.openRegular(name, in: descriptor, O_RDWR, action).descriptor
         defer { files.calls.close(data) }
         try files.truncate(data, to: size, action)

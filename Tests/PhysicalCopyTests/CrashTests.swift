@@ -31,7 +31,7 @@ struct SimulatedCopy {
         let store = try SimulatedFileStore(draft.path(of: DataLocation.usualName), writable: true, calls)
         try store.write(image.data, at: 0)
         try store.write(image.log.bytes, at: image.logBase)
-        try draft.cutData(to: image.logBase + UInt64(image.log.bytes.count))
+        try draft.resizeData(to: image.logBase + UInt64(image.log.bytes.count))
     }
 
     /// A draft, ready to be committed.

@@ -141,8 +141,8 @@ import Testing
         try flipByte(crafted.copy + "/data.img", at: original + 5000)
         #expect(try crafted.restore(["/bad"], to: "out").isSuccess)
         #expect(try contents(crafted.scratch("out/bad")) == bad.content)
-        // A damaged slice: only --verify looks.
-        try flipByte(crafted.copy + "/data.img", at: 5 << 20)
+        // Damage beside the file, in the slice of 64 KiB that it lies in: only --verify looks.
+        try flipByte(crafted.copy + "/data.img", at: 7 << 20 | 48 << 10)
         #expect(try crafted.restore(["/good"], to: "unseen").isSuccess)
         let verified = try crafted.restore(["/good"], to: "seen", ["--verify"])
         #expect(verified.status == 65, "\(verified)")
