@@ -1,4 +1,5 @@
 import Blocks
+import Foundation
 import HostControl
 import TestSupport
 import Testing
