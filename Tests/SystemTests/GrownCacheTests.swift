@@ -24,7 +24,7 @@ import Testing
                 flushInterval: 50), to: host.socket)
         writer.start()
         writer.waitForOperations(10)
-        let copy = try CopyInProgress(of: host, rate: "512KiB", options: ["--mode", mode])
+        let copy = try CopyInProgress(of: host, rate: "1MiB", options: ["--mode", mode])
         copy.process.signal(SIGSTOP)
         let grown = try Outboard.run(["grow", "--host", host.control, "--to", "8MiB"])
         #expect(grown.isSuccess, "\(grown)")
