@@ -50,6 +50,10 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     private var now: [[Content]]
     /// What it may hold after a power cut: what was there when it was flushed last, and all since.
     private var later: [[Content]]
+    /// Sectors whose unflushed bytes a failed flush of the source, whoever asked for it, may have forgotten: no later flush
+    /// brings them back, only another write does. Their host tells it as long as it lives (`volume.status`).
+    private var forgotten: Set<Int> = []
+    private var failedFlushes = 0
     /// Issued, and not answered.
     private(set) var current: Operation?
     private var isInDoubt = false
@@ -98,6 +102,7 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
 
     private func change(_ host: HostProcess, _ operation: Operation, isDurable: Bool) {
         current = operation
+        lookForFailedFlush()
         let before = world.source.failures
         let range = ByteRange(
             offset: UInt64(operation.sectors.lowerBound * 512), count: UInt64(operation.sectors.count * 512))
@@ -111,9 +116,11 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
         }
         switch answer {
         case .done where operation.kind == .trim:
+            rewritten(operation.sectors)
             for sector in operation.sectors { add(0, at: sector) }
             isInDoubt = operation.sectors.contains { now[$0 - region.lowerBound].count > 1 }
         case .done:
+            rewritten(operation.sectors)
             let content = operation.kind == .zero ? 0 : operation.number
             for sector in operation.sectors {
                 now[sector - region.lowerBound] = [content]
@@ -150,10 +157,26 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
         if !later[index].contains(content) { later[index].append(content) }
     }
 
+    private func lookForFailedFlush() {
+        guard world.source.failedFlushes != failedFlushes else { return }
+        failedFlushes = world.source.failedFlushes
+        for index in now.indices where later[index] != now[index] { forgotten.insert(index) }
+    }
+
+    private func rewritten(_ sectors: Range<Int>) {
+        let isUnharmed = world.source.failedFlushes == failedFlushes
+        for index in sectors.lowerBound - region.lowerBound..<sectors.upperBound - region.lowerBound {
+            if isUnharmed { forgotten.remove(index) } else { forgotten.insert(index) }
+        }
+    }
+
     private func flush(_ host: HostProcess) {
+        lookForFailedFlush()
         let before = world.source.failures
         switch host.perform({ volume throws(StoreError) in try volume.flush() }) {
-        case .done: later = now
+        case .done:
+            guard world.source.failedFlushes == failedFlushes else { break }
+            for index in now.indices where !forgotten.contains(index) { later[index] = now[index] }
         case .failed(let error):
             if world.source.failures == before, !host.hasFailedFlush {
                 world.fail("a flush failed: \(error.code)")
@@ -246,6 +269,7 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
             now[index] = [found]
             if isPower { later[index] = [found] }
         }
+        if isPower { forgotten = [] }
         current = nil
         isInDoubt = false
     }

@@ -150,6 +150,7 @@ final class SimulatedDisk: @unchecked Sendable {
     /// The system has tried, and drops what it could not write: a reader sees it until the next crash.
     func failFlush(_ flush: UInt64, using random: inout SeededGenerator) {
         hasFailedFlush = true
+        failedFlushes += 1
         for sector in versions.keys.sorted() where random.next() & 1 == 0 {
             for index in versions[sector]!.indices where versions[sector]![index].flush <= flush {
                 versions[sector]![index].isForgotten = true

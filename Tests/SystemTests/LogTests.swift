@@ -82,7 +82,7 @@ import Testing
         let phases = log.filter { $0["message"] as? String == "phase over" }.compactMap {
             $0["phase"] as? String
         }
-        #expect(phases.contains("copying") && phases.contains("summing up"), "\(copied)")
+        #expect(phases.contains("instituting") && phases.contains("copying"), "\(copied)")
         #expect(log.contains { $0["method"] as? String == "snapshot.begin" && $0["ms"] as? Int != nil })
         let again = try Outboard.run(["copy", "--host", host.control, "--to", scratch("copy")] + json)
         #expect(again.status == 73, "\(again)")
