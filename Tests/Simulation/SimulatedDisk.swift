@@ -66,6 +66,7 @@ final class SimulatedDisk: @unchecked Sendable {
     var path: String { "/proc/self/fd/\(descriptor)" }
     /// A flush has failed: who has the file open flushes no more.
     var hasFailedFlush = false
+    private(set) var failedFlushes = 0
     func countFailure() { failures += 1 }
 
     // MARK: What is asked of it
