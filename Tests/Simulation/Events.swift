@@ -10,12 +10,13 @@ import TestSupport
 extension World {
     func happen() {
         let dice = draw(20)
+        turnsAtEvent = scheduler.turnsTaken
         trace("event \(dice)")
         switch dice {
         case 0 where plan.hasFaults: killHost()
         case 1 where plan.hasFaults && plan.allowsPowerCuts: cutPower()
         case 2 where plan.hasFaults: source.faults = illness()
-        case 3 where plan.hasFaults: cache.faults = illness()
+        case 3 where plan.hasFaults: makeCacheIll()
         case 4 where plan.hasFaults: makeCopiesIll(illness())
         case 5 where plan.hasFaults: losesLines.toggle()
         case 6: endIllness()
@@ -45,6 +46,14 @@ extension World {
         return faults
     }
 
+    private func makeCacheIll() {
+        if draw(4) == 0 {
+            cacheLimit = cache.allocatedBytes + Int(draw(8)) * 4096
+        } else {
+            cache.faults = illness()
+        }
+    }
+
     private func makeCopiesIll(_ faults: DiskFaults) {
         copyFaults = faults
         files.space = faults.write > 0 && draw(2) == 0 ? 64 << 10 : nil
@@ -59,6 +68,7 @@ extension World {
     private func endIllness() {
         for disk in [source, cache] { disk.faults = .none }
         makeCopiesIll(.none)
+        cacheLimit = nil
         losesLines = false
     }
 
@@ -241,9 +251,6 @@ extension World {
         trace("heal")
         endIllness()
         if let agent {
-            // It may sit out time-outs, in which applications would have most of the turns.
-            thinkTime *= 50
-            defer { thinkTime /= 50 }
             let deadline = scheduler.time + 3_600_000_000_000
             while self.agent === agent, agent.process.isAlive, !scheduler.isStuck {
                 guard scheduler.wait(at: place, until: deadline) || scheduler.time < deadline else {
@@ -259,6 +266,7 @@ extension World {
         // With a small cache a copy under load may rightly be given up.
         if plan.isCacheSmall { stopsApplications = true }
         // What dead agents had still asked for is done by then.
+        turnsAtEvent = scheduler.turnsTaken
         pausesApplications = true
         scheduler.sleep(5_000_000_000)
         pausesApplications = false

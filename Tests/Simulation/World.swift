@@ -27,7 +27,11 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     private(set) var applications: [Application] = []
     var stopsApplications = false
     /// At most so many nanoseconds lie between an answer and an application's next request.
-    var thinkTime: UInt64 = 3_000_000
+    /// More when an event, a time-out for instance, takes long: else most of a run's turns would be theirs.
+    var thinkTime: UInt64 { scheduler.turnsTaken - turnsAtEvent > 5_000 ? 150_000_000 : 3_000_000 }
+    var turnsAtEvent = 0
+    /// How much of the cache can be allocated, bytes; nil: all.
+    var cacheLimit: Int?
     /// While nothing is judged that they could change: their turns would be most of a run's.
     var pausesApplications = false
     private(set) var coverage = Coverage()
@@ -73,6 +77,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
             .source, contents.enumerated().flatMap { SectorContents.make($1, sector: $0) })
         cache = SimulatedDisk(.cache, [UInt8](repeating: 0, count: plan.cacheBytes))
         calls = DiskCalls(self)
+        cache.room = { [unowned self] in cacheLimit.map { $0 - cache.allocatedBytes } ?? .max }
         let share = plan.sectors / plan.applications
         for index in 0..<plan.applications {
             let region = index * share..<(index == plan.applications - 1 ? plan.sectors : (index + 1) * share)
