@@ -9,6 +9,9 @@ final class DiskCalls: @unchecked Sendable {
     private let world: World
     private var scheduler: Scheduler { world.scheduler }
     private var disks: [Int32: SimulatedDisk] = [:]
+    /// Requests of engines that are not done, by their descriptors.
+    private var inFlight: [Int32: Int] = [:]
+    private var closing: [Int32: StorageFile] = [:]
     /// Runs what the system does by itself.
     private let kernel = SimulatedProcess("kernel")
 
@@ -22,8 +25,23 @@ final class DiskCalls: @unchecked Sendable {
             disk.path, access: access, mode: mode, lock: lock, system: calls(of: disk))
         disks[file.descriptor] = disk
         disks[file.bufferedDescriptor] = disk
-        scheduler.process.whenItEnds { file.close() }
+        scheduler.process.whenItEnds { [self] in close(file) }
         return file
+    }
+
+    /// A process that is killed keeps its files, and their locks, until what it had asked for is done: the kernel waits for it
+    /// (exit_aio) before it closes them.
+    private func close(_ file: StorageFile) {
+        if inFlight[file.descriptor, default: 0] == 0 {
+            file.close()
+        } else {
+            closing[file.descriptor] = file
+        }
+    }
+
+    private func endFlight(_ descriptor: Int32) {
+        inFlight[descriptor]! -= 1
+        if inFlight[descriptor] == 0 { closing.removeValue(forKey: descriptor)?.close() }
     }
 
     // MARK: One call at a time
@@ -200,6 +218,7 @@ final class DiskCalls: @unchecked Sendable {
             }
             for index in 0..<accepted {
                 let request = blocks[index]!.pointee.request
+                inFlight[request.descriptor, default: 0] += 1
                 scheduler.start(in: kernel) { [self] in carryOut(request, queue) }
             }
             return .success(accepted)
@@ -221,6 +240,7 @@ final class DiskCalls: @unchecked Sendable {
     }
 
     private func carryOut(_ request: AsyncRequest, _ queue: Queue) {
+        defer { endFlight(request.descriptor) }
         guard let disk = disks[request.descriptor] else { preconditionFailure("a request for no disk") }
         takeTime(disk)
         if !queue.process.isAlive {
