@@ -9,8 +9,9 @@ final class DiskCalls: @unchecked Sendable {
     private let world: World
     private var scheduler: Scheduler { world.scheduler }
     private var disks: [Int32: SimulatedDisk] = [:]
-    /// Requests of engines that are not done, by their descriptors.
+    /// Requests of engines that are not done, by the descriptor that stands for their file.
     private var inFlight: [Int32: Int] = [:]
+    private var owners: [Int32: Int32] = [:]
     private var closing: [Int32: StorageFile] = [:]
     /// Runs what the system does by itself.
     private let kernel = SimulatedProcess("kernel")
@@ -25,6 +26,8 @@ final class DiskCalls: @unchecked Sendable {
             disk.path, access: access, mode: mode, lock: lock, system: calls(of: disk))
         disks[file.descriptor] = disk
         disks[file.bufferedDescriptor] = disk
+        owners[file.bufferedDescriptor] = file.descriptor
+        owners[file.descriptor] = file.descriptor
         scheduler.process.whenItEnds { [self] in close(file) }
         return file
     }
@@ -218,7 +221,7 @@ final class DiskCalls: @unchecked Sendable {
             }
             for index in 0..<accepted {
                 let request = blocks[index]!.pointee.request
-                inFlight[request.descriptor, default: 0] += 1
+                inFlight[owners[request.descriptor]!, default: 0] += 1
                 scheduler.start(in: kernel) { [self] in carryOut(request, queue) }
             }
             return .success(accepted)
@@ -240,7 +243,8 @@ final class DiskCalls: @unchecked Sendable {
     }
 
     private func carryOut(_ request: AsyncRequest, _ queue: Queue) {
-        defer { endFlight(request.descriptor) }
+        let file = owners[request.descriptor]!
+        defer { endFlight(file) }
         guard let disk = disks[request.descriptor] else { preconditionFailure("a request for no disk") }
         takeTime(disk)
         if !queue.process.isAlive {
