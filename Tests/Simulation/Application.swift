@@ -160,7 +160,9 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     private func lookForFailedFlush() {
         guard world.source.failedFlushes != failedFlushes else { return }
         failedFlushes = world.source.failedFlushes
-        for index in now.indices where later[index] != now[index] { forgotten.insert(index) }
+        for index in now.indices where later[index].count > 1 || later[index] != now[index] {
+            forgotten.insert(index)
+        }
     }
 
     private func rewritten(_ sectors: Range<Int>) {

@@ -166,6 +166,8 @@ extension World {
         do throws(CopyError) { copy = try PhysicalCopy(path, files: files.calls(for: user)) } catch {
             // One that is being replaced or integrated is locked, and is looked at another time.
             guard promises[path] != nil, error.kind != .cannotCreate else { return }
+            // Where two names cannot be exchanged there is none for a moment.
+            guard !plan.lacksRenameFlags || agent.map({ "/copies/" + $0.name }) != path else { return }
             return fail("the complete copy \(path) is not there: \(error)")
         }
         let opener: DataOpener = { [self] location, _ throws(CopyError) in
