@@ -114,9 +114,12 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
             case .trim: try volume.trim(range, durable: isDurable)
             }
         }
+        world.trace(
+            "\(operation.kind) \(operation.number) of sectors \(operation.sectors)\(isDurable ? ", durable" : ""): \(answer)"
+        )
         switch answer {
         case .done where operation.kind == .trim:
-            rewritten(operation.sectors)
+            // It need not have changed anything.
             for sector in operation.sectors { add(0, at: sector) }
             isInDoubt = operation.sectors.contains { now[$0 - region.lowerBound].count > 1 }
         case .done:
@@ -175,7 +178,9 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     private func flush(_ host: HostProcess) {
         lookForFailedFlush()
         let before = world.source.failures
-        switch host.perform({ volume throws(StoreError) in try volume.flush() }) {
+        let answer = host.perform { volume throws(StoreError) in try volume.flush() }
+        world.trace("flush of sectors \(region): \(answer)")
+        switch answer {
         case .done:
             guard world.source.failedFlushes == failedFlushes else { break }
             for index in now.indices where !forgotten.contains(index) { later[index] = now[index] }
