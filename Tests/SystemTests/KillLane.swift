@@ -215,6 +215,8 @@ final class KillLane {
         case .exit(0): tally.resumedCopies += 1
         // It had nothing noted yet, or its epoch was over.
         case .exit(66), .exit(75): break
+        // It was killed before it had cleared what one of another kind had left.
+        case .exit(64) where again.errors.contains("it was begun with other options"): break
         // It was killed when all was done.
         case .exit(73) where FileManager.default.fileExists(atPath: copies.path + "/manifest.json"): break
         default: tally.stuck.append("\(scenario): --resume, \(ending), \(again.errors)")
