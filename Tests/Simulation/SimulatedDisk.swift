@@ -51,7 +51,8 @@ final class SimulatedDisk: @unchecked Sendable {
         self.bytes = bytes
         stable = bytes
         stableSize = bytes.count
-        allocated = Set(stride(from: 0, to: bytes.count, by: 4096).map { $0 / 4096 })
+        // A cache is sparse at first.
+        allocated = role == .cache ? [] : Set(stride(from: 0, to: bytes.count, by: 4096).map { $0 / 4096 })
         var name = Array("/dev/shm/outboard-simulated.XXXXXX".utf8CString)
         descriptor = mkstemp(&name)
         precondition(descriptor >= 0 && ftruncate(descriptor, bytes.count) == 0, "no file in memory")
