@@ -31,11 +31,7 @@ import Testing
             bridge.commandBytes = 256 << 10
             bridge.copied = { [directory = world.directory] in
                 // A command counts when it has ended: some have by now.
-                let count = commands.withLock { count in
-                    count += 1
-                    return count
-                }
-                guard count == 8 else { return }
+                guard commands.next() == 8 else { return }
                 // Who notes tells the host right then.
                 let deadline = MonotonicClock.now + 60_000_000_000
                 while !Self.isNoted(directory), MonotonicClock.now < deadline { usleep(1_000) }

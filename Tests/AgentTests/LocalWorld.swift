@@ -411,3 +411,13 @@ final class LocalBridge: BridgeConnection {
         over.wait { $0 ? () : nil }
     }
 }
+
+extension Monitor where State == Int {
+    /// Counts one more.
+    func next() -> Int {
+        withLock { count in
+            count += 1
+            return count
+        }
+    }
+}

@@ -240,20 +240,14 @@ import Testing
         let isMarked = Monitor(false)
         /// Pieces that are compared: all of so small a volume.
         let pieces = Self.size / Int(AgentLimits.sampleBytes)
-        @Sendable func next(_ count: Monitor<Int>) -> Int {
-            count.withLock { count in
-                count += 1
-                return count
-            }
-        }
         busy.world.state.withLock { state in
             state.before["open snapshot"] = {
-                let count = next(opened)
+                let count = opened.next()
                 if count == 1, moment == .beforeTheUnits { busy.overflowHalfway() }
                 if count == 2, moment == .beforeTheCopy { busy.overflowHalfway() }
             }
             state.readSnapshot = {
-                let count = next(read)
+                let count = read.next()
                 // What is read from here on differs from the snapshot.
                 if count == 1 { busy.write(3) }
                 if count == pieces, moment == .withinTheUnits { busy.overflowHalfway() }
@@ -329,10 +323,7 @@ import Testing
             try await busy.world.copy(request) { bridge in
                 bridge.commandBytes = Self.step
                 bridge.copied = {
-                    let count = commands.withLock { count in
-                        count += 1
-                        return count
-                    }
+                    let count = commands.next()
                     // Whatever is copied behind it waits, so that it is not passed.
                     if isBuiltFirst, count >= 8 {
                         isBuilt.wait { $0 ? () : nil }
@@ -377,10 +368,7 @@ import Testing
             try await busy.world.copy(request) { bridge in
                 bridge.commandBytes = Self.step
                 bridge.copied = {
-                    let count = commands.withLock { count in
-                        count += 1
-                        return count
-                    }
+                    let count = commands.next()
                     guard count == 3 else { return }
                     busy.world.state.withLock { $0.contents = contents(second) }
                     busy.overflow()
@@ -430,10 +418,7 @@ import Testing
                 bridge.commandBytes = Self.step
                 bridge.copied = { busy.overflow(atMost: 1) }
                 bridge.dies = {
-                    let count = commands.withLock { count in
-                        count += 1
-                        return count
-                    }
+                    let count = commands.next()
                     guard count >= 10 else { return false }
                     isNoted.wait { $0 ? () : nil }
                     return true

@@ -60,10 +60,7 @@ import Testing
                     bridge.commandBytes = ResumeTests.step
                     bridge.dies = { [self] in
                         for volume in volumes { volume.scribble(7, times: 3) }
-                        let count = commands.withLock { count in
-                            count += 1
-                            return count
-                        }
+                        let count = commands.next()
                         guard count >= 6 else { return false }
                         if waitsForNote { isNoted.wait { $0 ? () : nil } }
                         return true
@@ -262,10 +259,7 @@ import Testing
             } catch { return error as? AgentError }
         }
         let cut = await copy(onto: "unit", resumes: false) {
-            let count = run.commands.withLock { count in
-                count += 1
-                return count
-            }
+            let count = run.commands.next()
             guard count >= 6 else { return false }
             run.isNoted.wait { $0 ? () : nil }
             return true
