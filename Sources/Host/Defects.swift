@@ -55,8 +55,9 @@ package enum Checkpoint: Hashable, Sendable {
     case readSource
     /// The log is lost: told, and not yet void on the cache; then void, and writers mark only.
     case announced, marking
-    /// The host has its turn to begin anew; then the log is the next epoch's, and the gate not yet closed.
-    case beginsAnew, begunAnew
+    /// The host has its turn to begin anew; then the log is the next epoch's, and the gate not yet closed; or it could
+    /// not have that epoch instituted, and has not yet made it void.
+    case beginsAnew, begunAnew, failsAnew
     /// The epoch is open to the write path; the gate is still closed and drained. Nothing may be waited for here.
     case instituted(UUID)
 }

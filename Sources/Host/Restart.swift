@@ -85,6 +85,7 @@ extension CopyOnWriteVolume {
             hook?(.begunAnew)
             try install(next)
         } catch {
+            hook?(.failsAnew)
             // The cache says that it is this one that failed; so does the status.
             abandon(next, "\(reason); the host could not begin anew: \(error.message)")
             let isLostAlready = control.withLock { state in

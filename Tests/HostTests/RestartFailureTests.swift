@@ -151,6 +151,34 @@ import Testing
         #expect(try volume.end(epoch: second).entries == 2)
     }
 
+    /// host: begins anew, the cache refuses the next epoch's instant, held before it says so │ writers: fill that epoch's
+    /// log │ host: goes on, then begins anew in its turn, held │ writer: is not asked to preserve, and marked.
+    @Test func aLogThatIsLostWhileItsInstitutionFails() throws {
+        let (volume, cache) = try fixture.volume()
+        let first = try fixture.begin(volume)
+        fixture.turnstile.hold(at: .begunAnew)
+        try fixture.write(volume, 0, 1)
+        fixture.turnstile.waitForArrival()
+        cache.nextFlushFailure.withLock { $0 = StoreError(.io, errno: 5) }
+        fixture.turnstile.move(to: .failsAnew)
+        fixture.turnstile.waitForArrival()
+        let second = try #require(volume.log.epoch?.uuid)
+        #expect(second != first && volume.log.epoch?.institutedAt == LogEpoch.notInstituted)
+        try fixture.write(volume, 10, 11)
+        #expect(volume.log.epoch?.state == .void)
+        fixture.turnstile.move(to: .beginsAnew)
+        fixture.turnstile.waitForArrival()
+        #expect(volume.epochStatus?.state == .open && volume.epochStatus?.uuid == second.uuidString)
+        try fixture.write(volume, 12)
+        fixture.turnstile.open()
+        let third = try fixture.next(volume, after: second)
+        let status = try #require(volume.epochStatus)
+        #expect(status.number == 3 && status.restarts == 2 && status.restartedFrom == first.uuidString)
+        #expect(try fixture.changed(volume, third) == [0, 1, 10, 11, 12])
+        try fixture.write(volume, 12)
+        #expect(try volume.end(epoch: third).entries == 1)
+    }
+
     @Test func aLogThatCannotBeFlushedIsLostToo() throws {
         let (volume, cache) = try fixture.volume(20)
         let first = try fixture.begin(volume)
