@@ -56,7 +56,7 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
         let calls = world.files.calls(for: user)
         made.files = world.defect?.wrap(calls) ?? calls
         made.connectHost = { [world] path throws(AgentError) in
-            guard let host = world.host, host.isServing else {
+            guard let host = world.volume(at: path)?.host, host.isServing else {
                 throw AgentError(
                     .unavailable, doing: "connecting to the host at", to: path,
                     because: "nobody serves the socket",
@@ -65,11 +65,12 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
             let client = HostClient(path: path, over: SimulatedLine(world, host))
             return world.defect?.wrap(client) ?? client
         }
-        made.openSnapshot = { [world] _ throws(AgentError) in
-            guard let host = world.host, host.isServing else {
+        made.openSnapshot = { [world] status throws(AgentError) in
+            let volume = world.volumes.first { $0.uuid.uuidString == status.volumeUUID }
+            guard let host = volume?.host, host.isServing else {
                 throw AgentError(.unavailable, doing: "opening", to: "the snapshot", because: "no host")
             }
-            return SnapshotClient(world, host)
+            return SnapshotClient(host)
         }
         made.startPrivateBridge = { [self] units, _ throws(AgentError) in
             let bridge = BridgeProcess(world, units)
@@ -100,15 +101,13 @@ extension AgentProcess: SequenceObserver {
 
 /// The `snapshot` export as a client has it.
 final class SnapshotClient: ReadOnlyStore, @unchecked Sendable {
-    private let world: World
     private let host: HostProcess
     let size: UInt64
     let capabilities: StoreCapabilities = []
 
-    init(_ world: World, _ host: HostProcess) {
-        self.world = world
+    init(_ host: HostProcess) {
         self.host = host
-        size = UInt64(world.source.bytes.count)
+        size = UInt64(host.owner.source.bytes.count)
     }
 
     func read(at offset: UInt64, into buffer: UnsafeMutableRawBufferPointer) throws(StoreError) {

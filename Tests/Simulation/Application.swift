@@ -44,7 +44,8 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
         var sectors: Range<Int>
     }
 
-    let world: World
+    private unowned let volume: SimulatedVolume
+    private let world: World
     let region: Range<Int>
     /// What each sector may hold now: one, unless an operation on it ended in doubt.
     private var now: [[Content]]
@@ -59,8 +60,9 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     private var isInDoubt = false
     private(set) var operations = 0
 
-    init(_ world: World, region: Range<Int>, contents: [Content]) {
-        self.world = world
+    init(_ volume: SimulatedVolume, region: Range<Int>, contents: [Content]) {
+        self.volume = volume
+        world = volume.world
         self.region = region
         now = contents.map { [$0] }
         later = now
@@ -74,7 +76,7 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
             while world.pausesApplications, !world.stopsApplications {
                 _ = world.scheduler.wait(at: world.place, until: nil)
             }
-            guard let host = world.host, host.isServing else { continue }
+            guard let host = volume.host, host.isServing else { continue }
             if isInDoubt {
                 lookAround(host)
             } else {
@@ -103,15 +105,15 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     private func change(_ host: HostProcess, _ operation: Operation, isDurable: Bool) {
         current = operation
         lookForFailedFlush()
-        let before = world.source.failures
+        let before = volume.source.failures
         let range = ByteRange(
             offset: UInt64(operation.sectors.lowerBound * 512), count: UInt64(operation.sectors.count * 512))
         let bytes = operation.sectors.flatMap { SectorContents.make(operation.number, sector: $0) }
-        let answer = host.perform { volume throws(StoreError) in
+        let answer = host.perform { served throws(StoreError) in
             switch operation.kind {
-            case .write: try volume.write(bytes, at: range.offset, durable: isDurable)
-            case .zero: try volume.writeZeroes(range, options: isDurable ? .durable : [])
-            case .trim: try volume.trim(range, durable: isDurable)
+            case .write: try served.write(bytes, at: range.offset, durable: isDurable)
+            case .zero: try served.writeZeroes(range, options: isDurable ? .durable : [])
+            case .trim: try served.trim(range, durable: isDurable)
             }
         }
         world.trace(
@@ -134,7 +136,7 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
                 }
             }
         case .failed(let error):
-            if world.source.failures == before, !host.hasFailedFlush || !isDurable {
+            if volume.source.failures == before, !host.hasFailedFlush || !isDurable {
                 world.fail("an application's \(operation.kind) failed: \(error.code)")
             }
             doubt(operation)
@@ -161,15 +163,15 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     }
 
     private func lookForFailedFlush() {
-        guard world.source.failedFlushes != failedFlushes else { return }
-        failedFlushes = world.source.failedFlushes
+        guard volume.source.failedFlushes != failedFlushes else { return }
+        failedFlushes = volume.source.failedFlushes
         for index in now.indices where later[index].count > 1 || later[index] != now[index] {
             forgotten.insert(index)
         }
     }
 
     private func rewritten(_ sectors: Range<Int>) {
-        let isUnharmed = world.source.failedFlushes == failedFlushes
+        let isUnharmed = volume.source.failedFlushes == failedFlushes
         for index in sectors.lowerBound - region.lowerBound..<sectors.upperBound - region.lowerBound {
             if isUnharmed { forgotten.remove(index) } else { forgotten.insert(index) }
         }
@@ -177,15 +179,15 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
 
     private func flush(_ host: HostProcess) {
         lookForFailedFlush()
-        let before = world.source.failures
-        let answer = host.perform { volume throws(StoreError) in try volume.flush() }
+        let before = volume.source.failures
+        let answer = host.perform { served throws(StoreError) in try served.flush() }
         world.trace("flush of sectors \(region): \(answer)")
         switch answer {
         case .done:
-            guard world.source.failedFlushes == failedFlushes else { break }
+            guard volume.source.failedFlushes == failedFlushes else { break }
             for index in now.indices where !forgotten.contains(index) { later[index] = now[index] }
         case .failed(let error):
-            if world.source.failures == before, !host.hasFailedFlush {
+            if volume.source.failures == before, !host.hasFailedFlush {
                 world.fail("a flush failed: \(error.code)")
             }
         case .lost: break
@@ -205,15 +207,15 @@ final class Application: @unchecked Sendable {  // touched by whose turn it is o
     }
 
     private func read(_ host: HostProcess, _ sectors: Range<Int>) -> [UInt8]? {
-        let before = world.source.failures
+        let before = volume.source.failures
         let found = Box<[UInt8]>([])
-        let answer = host.perform { volume throws(StoreError) in
-            found.value = try volume.bytes(at: UInt64(sectors.lowerBound * 512), count: sectors.count * 512)
+        let answer = host.perform { served throws(StoreError) in
+            found.value = try served.bytes(at: UInt64(sectors.lowerBound * 512), count: sectors.count * 512)
         }
         switch answer {
         case .done: return found.value
         case .failed(let error):
-            if world.source.failures == before { world.fail("an application's read failed: \(error.code)") }
+            if volume.source.failures == before { world.fail("an application's read failed: \(error.code)") }
             return nil
         case .lost: return nil
         }

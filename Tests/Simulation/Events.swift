@@ -13,9 +13,9 @@ extension World {
         turnsAtEvent = scheduler.turnsTaken
         trace("event \(dice)")
         switch dice {
-        case 0 where plan.hasFaults: killHost()
+        case 0 where plan.hasFaults: anyVolume.killHost()
         case 1 where plan.hasFaults && plan.allowsPowerCuts: cutPower()
-        case 2 where plan.hasFaults: source.faults = illness()
+        case 2 where plan.hasFaults: anyVolume.source.faults = illness()
         case 3 where plan.hasFaults: makeCacheIll()
         case 4 where plan.hasFaults: makeCopiesIll(illness())
         case 5 where plan.hasFaults: losesLines.toggle()
@@ -23,7 +23,7 @@ extension World {
         case 7...8 where plan.hasFaults: killAgent()
         case 9 where plan.hasFaults: killBridge()
         case 10: interrupt()
-        case 11: checkSnapshot()
+        case 11: for volume in volumes { volume.checkSnapshot() }
         case 12: judgeCopies()
         case 13...14: integrate()
         default: startCopy()
@@ -47,10 +47,11 @@ extension World {
     }
 
     private func makeCacheIll() {
+        let volume = anyVolume
         if draw(4) == 0 {
-            cacheLimit = cache.allocatedBytes + Int(draw(8)) * 4096
+            volume.cacheLimit = volume.cache.allocatedBytes + Int(draw(8)) * 4096
         } else {
-            cache.faults = illness()
+            volume.cache.faults = illness()
         }
     }
 
@@ -66,15 +67,19 @@ extension World {
     }
 
     private func endIllness() {
-        for disk in [source, cache] { disk.faults = .none }
+        for volume in volumes {
+            for disk in volume.disks { disk.faults = .none }
+            volume.cacheLimit = nil
+        }
         makeCopiesIll(.none)
-        cacheLimit = nil
         losesLines = false
     }
 
     private func noteCounters() {
-        guard let counters = host?.volume?.status(of: descriptor).counters else { return }
-        if counters.chunksSpared ?? 0 > 0 { mark(.originalSpared) }
+        for volume in volumes {
+            let status = volume.host?.volume?.status(of: volume.descriptor)
+            if status?.counters.chunksSpared ?? 0 > 0 { mark(.originalSpared) }
+        }
     }
 
     private func killAgent() {
@@ -102,7 +107,7 @@ extension World {
     static let copies = ["one", "two"]
 
     func startCopy() {
-        guard agent == nil, host?.isServing == true else { return }
+        guard agent == nil, volumes.allSatisfy({ $0.host?.isServing == true }) else { return }
         // An administrator resumes what was cut off, but not always, and now and then in vain.
         let resumes = interrupted != nil && draw(2) == 0
         startCopy(to: resumes ? interrupted! : Self.copies[Int(draw(2))], resumes: resumes)
@@ -111,7 +116,7 @@ extension World {
     private func startCopy(to name: String, resumes: Bool) {
         interrupted = nil
         var request = CopyRequest(
-            members: [.init(control: "/simulated/control", destination: "/copies/" + name)],
+            members: [.init(control: volumes[0].control, destination: "/copies/" + name)],
             mode: plan.isAppend ? .append : .overlay,
             ending: plan.endsAfterCacheCopy ? .endedAfterCacheCopy : .endedBeforeCacheCopy)
         request.force = true
@@ -183,7 +188,8 @@ extension World {
                 return fail("the complete copy \(path) does not verify: \(report.findings[0].problem)")
             }
             let volume = try copy.openVolume(opener)
-            guard let epoch = UUID(uuidString: copy.manifest.epoch.uuid), let instant = instants[epoch] else {
+            guard let epoch = UUID(uuidString: copy.manifest.epoch.uuid), let instant = instants[epoch]?.bytes
+            else {
                 return fail("the copy \(path) is of an epoch that never was")
             }
             do throws(StoreError) {
@@ -212,7 +218,7 @@ extension World {
                 try copy.integrate({ location, writable throws(CopyError) in try open(location, writable) })
                 if isAppended { mark(.integrated) }
             } catch {
-                if error.kind == .damaged, source.failures + cache.failures == 0,
+                if error.kind == .damaged, volumes.allSatisfy({ $0.failures == 0 }),
                     copyFaults.read + copyFaults.write == 0
                 {
                     fail("integrate finds damage: \(error)")
@@ -262,8 +268,12 @@ extension World {
             self.agent = nil
         }
         // Files that have failed to flush are opened anew: that is what an administrator is told.
-        if host?.hasFailedFlush == true || source.hasFailedFlush || cache.hasFailedFlush { killHost() }
-        ensureHost()
+        for volume in volumes {
+            if volume.host?.hasFailedFlush == true || volume.disks.contains(where: \.hasFailedFlush) {
+                volume.killHost()
+            }
+            volume.ensureHost()
+        }
         judgeCopies()
         // With a small cache a copy under load may rightly be given up.
         if plan.isCacheSmall { stopsApplications = true }
@@ -277,7 +287,7 @@ extension World {
         startCopy(to: Self.copies[Int(draw(2))], resumes: false)
         guard let last = agent else {
             return fail(
-                "no copy can be begun: agent \(agent != nil), host \(host.map { "\($0.isServing) \($0.process.isAlive)" } ?? "none")"
+                "no copy can be begun"
             )
         }
         let deadline = scheduler.time + 3_600_000_000_000
@@ -289,15 +299,17 @@ extension World {
         case .failure(let error): fail("a copy fails although nothing is wrong: \(error)")
         case nil: fail("the last copy does not end")
         }
-        checkSnapshot()
+        for volume in volumes { volume.checkSnapshot() }
         judgeCopies()
     }
 
     /// Afterwards no epoch is open or retained, and of what was interrupted under that name nothing is left.
     private func checkNothingIsLeft(of copy: String) {
         guard failure == nil else { return }
-        if let epoch = host?.volume?.log.epoch, epoch.state != .released {
-            fail("epoch \(epoch.number) is left \(epoch.state) by a copy that is complete")
+        for volume in volumes {
+            if let epoch = volume.host?.volume?.log.epoch, epoch.state != .released {
+                fail("epoch \(epoch.number) is left \(epoch.state) by a copy that is complete")
+            }
         }
         let names = (files.names(at: "/copies") ?? []).filter { !Self.copies.contains($0) }
         if let left = names.first(where: { $0.hasPrefix(".\(copy).") }) {

@@ -14,7 +14,9 @@ final class HostProcess: @unchecked Sendable {
         case lost
     }
 
-    let world: World
+    /// What it serves.
+    let owner: SimulatedVolume
+    private let world: World
     let process = SimulatedProcess("host")
     private(set) var volume: CopyOnWriteVolume?
     private(set) var refusal: LogError?
@@ -22,13 +24,14 @@ final class HostProcess: @unchecked Sendable {
     var hasFailedFlush: Bool {
         // Of one that is dead nothing can be asked: a task of it may have died with a lock.
         guard isServing, let volume else { return true }
-        return volume.status(of: world.descriptor).flushFailure != nil
+        return volume.status(of: owner.descriptor).flushFailure != nil
     }
     var isServing: Bool { process.isAlive && volume != nil }
     private var files: [StorageFile] = []
 
-    init(_ world: World) {
-        self.world = world
+    init(_ owner: SimulatedVolume) {
+        self.owner = owner
+        world = owner.world
         process.keep(self)
         world.scheduler.start(in: process) { [self] in open() }
     }
@@ -36,22 +39,22 @@ final class HostProcess: @unchecked Sendable {
     private func open() {
         do {
             let mode: StorageMode = world.plan.isDirect ? .direct : .pageCache
-            let source = try world.calls.open(world.source, access: .readWrite, mode: mode, lock: .exclusive)
-            let cache = try world.calls.open(world.cache, access: .readWrite, mode: mode, lock: .exclusive)
+            let source = try world.calls.open(owner.source, access: .readWrite, mode: mode, lock: .exclusive)
+            let cache = try world.calls.open(owner.cache, access: .readWrite, mode: mode, lock: .exclusive)
             files = [source, cache]
             var settings = VolumeSettings(
-                uuid: world.volumeUUID, chunkSize: UInt64(world.plan.chunkSize),
+                uuid: owner.uuid, chunkSize: UInt64(world.plan.chunkSize),
                 durability: world.plan.durability,
                 onCacheFull: world.plan.onCacheFull, blockSeconds: 5, boot: world.boot)
             settings.realTime = { [world] in Int64(world.scheduler.time) }
             let opened = try CopyOnWriteVolume(
                 source: world.wrap(source, .source), cache: world.wrap(cache, .cache), settings: settings,
                 defects: world.defect?.host ?? [],
-                hook: { [world] checkpoint in
-                    if case .instituted(let epoch) = checkpoint { world.instituted(epoch) }
+                hook: { [world, owner] checkpoint in
+                    if case .instituted(let epoch) = checkpoint { owner.instituted(epoch) }
                     if checkpoint == .begunAnew { world.mark(.hostBeganAnew) }
                 })
-            world.note(opened.log.finding)
+            owner.note(opened.log.finding)
             volume = opened
         } catch let error as LogError {
             refusal = error

@@ -53,7 +53,7 @@ final class SimulatedLine: LineTransport, @unchecked Sendable {  // touched by w
         let losesAnswer = world.losesLines && world.draw(60) == 0
         world.scheduler.start(in: host.process) { [weak self, world, holder, host] in
             world.scheduler.sleep(50_000 + world.draw(300_000))
-            let dispatcher = ControlDispatcher(volume: volume, place: world.descriptor)
+            let dispatcher = ControlDispatcher(volume: volume, place: host.owner.descriptor)
             let answer = dispatcher.answer(to: bytes, holder: holder)
             guard let self, !isClosed, host.process.isAlive else { return }
             if losesAnswer {

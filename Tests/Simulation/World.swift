@@ -14,38 +14,26 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     let defect: SeededDefect?
     let scheduler: Scheduler
     let main: SimulatedProcess
-    let volumeUUID: UUID
-    private(set) var boot: UUID
-    let source: SimulatedDisk
-    let cache: SimulatedDisk
+    private(set) var boot = UUID()
+    private(set) var volumes: [SimulatedVolume] = []
     let files: SimulatedFileSystem
-    let descriptor = HostDescriptor(
-        source: "/simulated/source", cache: "/simulated/cache", uris: [], socket: "/simulated/host.sock")
     private(set) var calls: DiskCalls!
-    var host: HostProcess?
     var agent: AgentProcess?
-    private(set) var applications: [Application] = []
     var stopsApplications = false
     /// At most so many nanoseconds lie between an answer and an application's next request.
     /// More when an event, a time-out for instance, takes long: else most of a run's turns would be theirs.
     var thinkTime: UInt64 { scheduler.turnsTaken - turnsAtEvent > 5_000 ? 150_000_000 : 3_000_000 }
     var turnsAtEvent = 0
-    /// How much of the cache can be allocated, bytes; nil: all.
-    var cacheLimit: Int?
     /// While nothing is judged that they could change: their turns would be most of a run's.
     var pausesApplications = false
     private(set) var coverage = Coverage()
     private(set) var failure: String?
-    /// The volume's bytes at the instant of each epoch.
-    private(set) var instants: [UUID: [UInt8]] = [:]
-    /// Epochs that became void while the cache took no record of it, and whose host died then.
-    private var unrecorded: Set<UUID> = []
-    /// A host died while its cache refused superblocks: each of the two may be there in part.
-    private var isCacheInDoubt = false
+    /// Of each epoch.
+    private(set) var instants: [UUID: SimulatedVolume.Instant] = [:]
     /// The copies that somebody was told to be complete, by their directories.
     var promises: [String: String] = [:]
     /// Calls that failed because a simulated device did, of all that a copy uses.
-    var deviceFailures: Int { source.failures + cache.failures + copyFailures }
+    var deviceFailures: Int { volumes.reduce(copyFailures) { $0 + $1.failures } }
     var copyFailures = 0
     /// The device of the copies.
     var copyFaults = DiskFaults.none
@@ -68,21 +56,10 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         plan = Plan(seed: seed)
         main = SimulatedProcess("main")
         scheduler = Scheduler(seed: seed, main: main)
-        volumeUUID = .random(using: &scheduler.random)
-        boot = .random(using: &scheduler.random)
         files = SimulatedFileSystem(seed: seed)
-        var contents: [Content] = []
-        for sector in 0..<plan.sectors { contents.append(sector % 5 == 4 ? 0 : 1) }
-        source = SimulatedDisk(
-            .source, contents.enumerated().flatMap { SectorContents.make($1, sector: $0) })
-        cache = SimulatedDisk(.cache, [UInt8](repeating: 0, count: plan.cacheBytes))
+        volumes = [SimulatedVolume(self, name: "volume")]
+        boot = .random(using: &scheduler.random)
         calls = DiskCalls(self)
-        cache.room = { [unowned self] in cacheLimit.map { $0 - cache.allocatedBytes } ?? .max }
-        let share = plan.sectors / plan.applications
-        for index in 0..<plan.applications {
-            let region = index * share..<(index == plan.applications - 1 ? plan.sectors : (index + 1) * share)
-            applications.append(Application(self, region: region, contents: Array(contents[region])))
-        }
         prepareFiles()
     }
 
@@ -152,17 +129,31 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         stopsApplications = true
     }
 
+    /// One by lot.
+    var anyVolume: SimulatedVolume {
+        volumes.count == 1 ? volumes[0] : volumes[Int(draw(UInt64(volumes.count)))]
+    }
+
     func wrap(_ store: any BlockStore, _ role: SimulatedDisk.Role) -> any BlockStore {
         defect?.wrap(store, role) ?? store
     }
 
     /// What a path leads to, for those who open it as a device.
     func disk(at path: String) -> SimulatedDisk? {
-        switch path {
-        case descriptor.source: source
-        case descriptor.cache: cache
-        default: files.contents(at: path) as? SimulatedDisk
+        for volume in volumes {
+            if path == volume.descriptor.source { return volume.source }
+            if path == volume.descriptor.cache { return volume.cache }
         }
+        return files.contents(at: path) as? SimulatedDisk
+    }
+
+    /// The one whose host listens there.
+    func volume(at control: String) -> SimulatedVolume? { volumes.first { $0.control == control } }
+
+    func addInstant(of epoch: UUID, in volume: SimulatedVolume) {
+        instants[epoch] = SimulatedVolume.Instant(
+            number: instants.count, volume: volume.uuid, time: Int64(scheduler.time),
+            bytes: volume.source.bytes)
     }
 
     // MARK: The run
@@ -170,8 +161,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     func run() {
         Simulation.use(scheduler)
         defer { Simulation.use(nil) }
-        startHost()
-        for application in applications {
+        for volume in volumes { volume.startHost() }
+        for application in volumes.flatMap(\.applications) {
             scheduler.start(in: main) { [unowned self] in
                 application.run()
                 scheduler.wake(place)
@@ -190,136 +181,26 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     /// Ends what is left, so that the next run finds nothing of it.
     private func endAll() {
         agent?.process.end()
-        host?.process.end()
+        for volume in volumes { volume.host?.process.end() }
         main.end()
-    }
-
-    // MARK: Hosts
-
-    func startHost() {
-        for disk in [source, cache] { disk.hasFailedFlush = false }
-        trace("the host starts")
-        host = HostProcess(self)
-        while let host, host.process.isAlive, !host.isServing, !scheduler.isStuck {
-            _ = scheduler.wait(at: place, until: nil)
-        }
-        guard let refusal = host?.refusal else {
-            isCacheInDoubt = false
-            return checkSnapshot()
-        }
-        host = nil
-        // A cache that cannot be read or written refuses to be served; anything else is wrong.
-        if case .store = refusal, cache.failures > 0 {
-            isCacheInDoubt = true
-            return
-        }
-        if isCacheInDoubt {
-            // As an administrator does who reads why.
-            isCacheInDoubt = false
-            mark(.cacheGivenUp)
-            cache.clear()
-            return startHost()
-        }
-        fail("the host refuses its cache: \(refusal)")
-    }
-
-    func ensureHost() {
-        var tries = 0
-        while host == nil, failure == nil {
-            startHost()
-            tries += 1
-            if tries > 3 { return fail("the host does not start again") }
-        }
-    }
-
-    func killHost() {
-        guard let host else { return startHost() }
-        mark(.hostKilled)
-        noteState(host, open: .hostKilledInOpenEpoch)
-        host.process.end()
-        self.host = nil
-        for application in applications { application.checkAfterCrash(source.bytes, isPower: false) }
-        scheduler.sleep(draw(5_000_000))
-        startHost()
     }
 
     func cutPower() {
         mark(.powerCut)
-        if let host { noteState(host, open: .powerCutInOpenEpoch) }
         for bridge in agent?.bridges ?? [] { bridge.process.end() }
         agent?.process.end()
         agent = nil
-        host?.process.end()
-        host = nil
-        for disk in [source, cache] { note(disk.crash(using: &scheduler.random)) }
+        for volume in volumes { volume.losePower() }
         files.crash(using: &scheduler.random)
         boot = .random(using: &scheduler.random)
-        for application in applications { application.checkAfterCrash(source.bytes, isPower: true) }
+        for volume in volumes { volume.checkAfterPowerCut() }
         judgeCopies()
-        startHost()
+        for volume in volumes { volume.startHost() }
     }
 
-    private func noteState(_ host: HostProcess, open site: FaultSite) {
-        guard let log = host.volume?.log, let epoch = log.epoch else { return }
-        if !log.isRecorded, cache.failures > 0 { isCacheInDoubt = true }
-        switch epoch.state {
-        case .open: mark(site)
-        case .void:
-            mark(.epochVoid)
-            // The one case that the log's article leaves: the cache refuses the record until the host dies.
-            if !log.isRecorded, cache.failures > 0 { unrecorded.insert(epoch.uuid) }
-        case .ended, .released: break
-        }
-    }
-
-    private func note(_ loss: SimulatedDisk.Loss) {
+    func note(_ loss: SimulatedDisk.Loss) {
         if loss.lost { mark(.unflushedWriteLost) }
         if loss.torn { mark(.unflushedWriteTorn) }
         if loss.reordered { mark(.unflushedWritesReordered) }
-    }
-
-    func note(_ finding: OriginalImageLog.Finding) {
-        switch finding {
-        case .resumed: mark(.epochResumed)
-        case .lost: mark(.epochLost)
-        case .blank, .unused, .retained: break
-        }
-    }
-
-    // MARK: Instants
-
-    /// The gate is closed and drained: what is there now is what a copy as of this epoch must show.
-    func instituted(_ epoch: UUID) {
-        instants[epoch] = source.bytes
-        for application in applications { application.checkInstant(source.bytes) }
-    }
-
-    /// While an epoch is open its logical snapshot shows the instant, whatever has happened since.
-    func checkSnapshot() {
-        guard failure == nil, let host, host.isServing, let volume = host.volume,
-            let epoch = volume.log.epoch, epoch.state == .open, let instant = instants[epoch.uuid],
-            !unrecorded.contains(epoch.uuid),
-            // One read after another, each of which stalls, would take longer than a run may.
-            source.faults.stall + cache.faults.stall < 1
-        else { return }
-        let before = source.failures + cache.failures
-        for start in stride(from: 0, to: instant.count, by: 16384) {
-            let count = min(16384, instant.count - start)
-            switch host.readSnapshot(at: UInt64(start), count: count) {
-            case nil: return
-            case .success(let bytes):
-                if bytes != Array(instant[start..<start + count]) {
-                    return fail(
-                        "the snapshot of epoch \(epoch.number) differs from its instant near \(start)")
-                }
-            case .failure(let error):
-                // It may have ended meanwhile.
-                guard source.failures + cache.failures == before, host.isServing,
-                    volume.log.epoch?.uuid == epoch.uuid,
-                    volume.log.epoch?.state == .open, error.code != .gone
-                else { return }
-                return fail("the snapshot cannot be read: \(error.code)")
-            }
-        }
     }
 }
