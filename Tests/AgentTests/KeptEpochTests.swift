@@ -8,7 +8,7 @@ import Testing
 @testable import Agent
 
 /// Copies whose epoch stays open, so that they can be compared with the logical snapshot.
-@Suite struct KeptEpochTests {
+@Suite(.timeLimit(.minutes(10))) struct KeptEpochTests {
     /// Whether something of the copy in the making is noted as durable.
     private static func isNoted(_ directory: String) -> Bool {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []
@@ -26,15 +26,18 @@ import Testing
         var request = CopyRequest(
             members: [world.member("v")], ending: .endedAfterCacheCopy, wantsToc: false)
         request.keepsEpoch = keeps
-        let commands = Monitor(0)
+        let (commands, isNoted) = (Monitor(0), Monitor(false))
+        world.state.withLock {
+            $0.named = { [directory = world.directory] name in
+                guard name == ResumeRecord.fileName, Self.isNoted(directory) else { return }
+                isNoted.withLockAndNotify { $0 = true }
+            }
+        }
         _ = try await world.copy(request) { bridge in
             bridge.commandBytes = 256 << 10
-            bridge.copied = { [directory = world.directory] in
-                // A command counts when it has ended: some have by now.
-                guard commands.next() == 8 else { return }
-                // Who notes tells the host right then.
-                let deadline = MonotonicClock.now + 60_000_000_000
-                while !Self.isNoted(directory), MonotonicClock.now < deadline { usleep(1_000) }
+            bridge.copied = {
+                // A command counts when it has ended: some have by now. Who notes tells the host right then.
+                if commands.next() == 8 { isNoted.wait { $0 ? () : nil } }
             }
         }
         #expect(world.log.contains("passed extents of v") == !keeps)

@@ -26,6 +26,8 @@ final class LocalWorld: Sendable {
         var before: [String: @Sendable () -> Void] = [:]
         /// Called when a host is about to be asked, or has told its status.
         var asking: (@Sendable () -> Void)?
+        /// Called with the name that a file of a copy has got.
+        var named: (@Sendable (String) -> Void)?
         /// Called when a piece of a logical snapshot was read.
         var readSnapshot: (@Sendable () -> Void)?
         var volumes: [String: LocalVolume] = [:]
@@ -129,6 +131,11 @@ final class LocalWorld: Sendable {
         }
         world.checkpointNanoseconds = state.withLock { $0.checkpointNanoseconds }
         world.restoreFreezeSeconds = state.withLock { $0.restoreFreezeSeconds }
+        world.files.renameat = { [self, rename = world.files.renameat] directory, old, new, flags in
+            let outcome = rename(directory, old, new, flags)
+            state.withLock { $0.named }?(new)
+            return outcome
+        }
         world.startThawGuard = { [self] _, _ throws(AgentError) in LocalGuard(self) }
         return world
     }
@@ -415,7 +422,7 @@ final class LocalBridge: BridgeConnection {
 extension Monitor where State == Int {
     /// Counts one more.
     func next() -> Int {
-        withLock { count in
+        withLockAndNotify { count in
             count += 1
             return count
         }

@@ -68,7 +68,7 @@ import Testing
             copy: world.path("copy"), destination: volume.sourcePath, force: true, host: "a.ctl")
         _ = try await world.restore(request) { bridge in
             bridge.flushing = { _ in
-                // Longer than the freeze lasts by itself.
+                // Longer than the freeze lasts by itself: time is what is tested.
                 let renewed: Void? = freezes.wait(nanoseconds: 120_000_000_000) { $0 >= 5 ? () : nil }
                 isRenewed.withLock { $0 = renewed != nil }
             }

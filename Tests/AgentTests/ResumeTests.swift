@@ -10,7 +10,7 @@ import Testing
 @testable import Agent
 
 /// A copy whose bridge dies, and that goes on.
-@Suite(.serialized) struct ResumeTests {
+@Suite(.serialized, .timeLimit(.minutes(10))) struct ResumeTests {
     private static let size = 4 << 20
     private static let step: UInt64 = 256 << 10
 
@@ -191,7 +191,7 @@ import Testing
         let task = Task { try await run.cutOff(waitsForNote: isBuilt) }
         if !isBuilt {
             // Its end is waited for when the copy is cut off.
-            while run.commands.withLock({ $0 }) < 6 { try await Task.sleep(nanoseconds: 1_000_000) }
+            try await onThread { run.commands.wait { $0 >= 6 ? () : nil } }
             isOver.withLockAndNotify { $0 = true }
         }
         #expect(try await task.value?.status == .unavailable)
