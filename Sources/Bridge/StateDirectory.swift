@@ -62,10 +62,8 @@ final class StateDirectory: Sendable {
                 ? BridgeStateError(.inUse, path, "another bridge keeps its state there; give each its own")
                 : BridgeStateError(path, errno: errno)
         }
-        if let failure {
-            _ = Glibc.close(descriptor)
-            throw failure
-        }
+        // It is closed by `deinit`, which runs since all is set.
+        if let failure { throw failure }
     }
 
     deinit { _ = Glibc.close(descriptor) }

@@ -2,6 +2,7 @@ import Blocks
 import Foundation
 import Glibc
 import HostControl
+import TestSupport
 import Testing
 
 @testable import Agent
@@ -19,7 +20,7 @@ final class UnixServer: Sendable {
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(path.utf8)) }
-        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         let bound = withUnsafePointer(to: &address) {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
                 bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
@@ -28,7 +29,7 @@ final class UnixServer: Sendable {
         guard bound == 0, listen(listener, 16) == 0 else { throw POSIXError(.EIO) }
         BlockingThread.start {
             while true {
-                let connection = accept(listener, nil, nil)
+                let connection = acceptConnection(listener)
                 guard connection >= 0 else { return }
                 BlockingThread.start {
                     serve(connection)
@@ -39,11 +40,13 @@ final class UnixServer: Sendable {
     }
 
     deinit {
-        // The socket and its thread stay until the process ends: a test's last use of this object may be its path,
-        // with the connection not accepted yet; and a descriptor closed under the thread may be another test's next.
-        // Of the directory only litter would remain.
+        // The socket and its thread stay until the process ends: the connection need not be accepted yet; and a
+        // descriptor closed under the thread may be another test's next. Of the directory only litter would remain.
         try? FileManager.default.removeItem(atPath: directory)
     }
+
+    /// Connected while the path leads here, also where this is the last that is asked of the server.
+    func client() throws -> HostClient { try withExtendedLifetime(self) { try HostClient(path: path) } }
 
     static func readLine(_ descriptor: Int32) -> String? {
         var line: [UInt8] = []
@@ -103,7 +106,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
                 default: #"{"jsonrpc":"2.0","id":\#(number(head)),"result":{}}"#
                 }
             })
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         #expect(try client.call(VolumeThawMethod.self, Empty()).wasFrozen)
         _ = try client.call(VolumeFreezeMethod.self, .init(timeout: 3))
         #expect(try client.call(VolumeThawMethod.self, Empty()).wasFrozen)
@@ -116,7 +119,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
                 #"{"jsonrpc":"2.0","id":\#(number(head)),"result":"#
                     + #"{"position":\#(number(head) * 4096),"sequence":1,"entries":2}}"#
             })
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let results = Monitor<[UInt64]>([])
         for _ in 0..<4 {
             BlockingThread.start {
@@ -140,7 +143,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             UnixServer.answering { head in
                 #"{"jsonrpc":"2.0","id":\#(number(head)),"error":{"code":\#(code.rawValue),"message":"so it is"}}"#
             })
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         for _ in 0..<2 {
             let error = try #require(
                 failure { () throws(AgentError) in
@@ -185,7 +188,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             UnixServer.answering {
                 #"{"jsonrpc":"2.0","id":\#(number($0)),"result":\#(Self.status(changed))}"#
             })
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let error = failure { () throws(AgentError) in
             _ = try client.call(VolumeStatusMethod.self, Empty())
         }
@@ -199,7 +202,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             UnixServer.answering {
                 #"{"id":\#(number($0)),"result":{"position":\#(position),"sequence":1,"entries":2}}"#
             })
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let error = failure { () throws(AgentError) in
             _ = try client.call(SnapshotEndMethod.self, .init(epoch: "e"))
         }
@@ -210,7 +213,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
         let server = try UnixServer(
             UnixServer.answering { #"{"id":\#(number($0)),"error":{"code":-31000,"message":"of tomorrow"}}"# }
         )
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
         #expect(error?.status == .software && error?.reason == "of tomorrow")
     }
@@ -225,7 +228,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
         // A socket that nobody serves any more.
         let server = try UnixServer { _ in }
         let stale = server.path + ".stale"
-        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let descriptor = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         var address = sockaddr_un()
         address.sun_family = sa_family_t(AF_UNIX)
         withUnsafeMutableBytes(of: &address.sun_path) { $0.copyBytes(from: Array(stale.utf8)) }
@@ -238,6 +241,17 @@ private func number(_ head: ControlRequestHead) -> Int64 {
         #expect(bound == 0)
         let refused = failure { () throws(AgentError) in _ = try HostClient(path: stale) }
         #expect(refused?.status == .unavailable && refused?.reason == "nobody serves the socket")
+        withExtendedLifetime(server) {}
+    }
+
+    /// Closed twice, its descriptor would the second time be another thread's.
+    @Test func aFailedConnectionIsClosedOnce() async {
+        await #expect(processExitsWith: .success) {
+            precondition(
+                !closesOthersDescriptors(times: 20_000) {
+                    _ = try? LineSocket(path: "/nonexistent/control", lineLimit: 100)
+                })
+        }
     }
 
     @Test(arguments: ["nonsense\n", "{}\n", #"{"id":77,"result":{"wasFrozen":true}}"# + "\n", ""])
@@ -246,7 +260,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             _ = UnixServer.readLine(connection)
             UnixServer.send(connection, answer)
         }
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         for _ in 0..<2 {
             let error = failure { () throws(AgentError) in
                 _ = try client.call(VolumeThawMethod.self, Empty())
@@ -261,7 +275,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             UnixServer.send(connection, String(repeating: "x", count: HostControl.Limits.lineBytes))
             _ = UnixServer.readLine(connection)
         }
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }
         #expect(error?.status == .unavailable && error?.reason.contains("longer") == true)
     }
@@ -275,7 +289,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
                 UnixServer.send(connection, #"{"id":1,"result":{"wasFrozen":true}}"# + "\n")
             }
         }
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         let error = failure { () throws(AgentError) in
             _ = try client.call(VolumeThawMethod.self, Empty(), timeout: 0.05)
         }
@@ -290,7 +304,7 @@ private func number(_ head: ControlRequestHead) -> Int64 {
             while UnixServer.readLine(connection) != nil {}
             ended.withLockAndNotify { $0 = true }
         }
-        let client = try HostClient(path: server.path)
+        let client = try server.client()
         client.close()
         #expect(ended.wait { $0 ? true : nil })
         let error = failure { () throws(AgentError) in _ = try client.call(VolumeThawMethod.self, Empty()) }

@@ -349,6 +349,7 @@ import Testing
                     isCancelled: { true })
             }
             #expect(cancelled?.cause == .interrupted)
+            withExtendedLifetime((silent, closing, garbage)) {}
         }
         try outcome.get()
     }

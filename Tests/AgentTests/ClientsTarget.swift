@@ -193,11 +193,14 @@ final class FakeDevice: SCSITargetDevice {
 final class TCPListener: Sendable {
     let port: Int
     private let descriptor: Int32
+    private let isServed: Bool
+    private let isOver = Monitor(false)
 
     /// - Parameter serve: one thread for each connection; nil: nobody accepts.
     init(_ serve: (@Sendable (Int32) -> Void)?) throws {
-        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        let listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         descriptor = listener
+        isServed = serve != nil
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
         address.sin_addr.s_addr = UInt32(0x7F00_0001).bigEndian
@@ -211,21 +214,24 @@ final class TCPListener: Sendable {
         guard code else { throw POSIXError(.EIO) }
         port = Int(UInt16(bigEndian: address.sin_port))
         guard let serve else { return }
-        BlockingThread.start {
+        BlockingThread.start { [isOver] in
             while true {
-                let connection = accept(listener, nil, nil)
-                guard connection >= 0 else { return }
+                let connection = acceptConnection(listener)
+                guard connection >= 0 else { break }
                 BlockingThread.start {
                     serve(connection)
                     close(connection)
                 }
             }
+            // By who accepts: closed under it, the descriptor might be another test's when it accepts again.
+            isOver.wait { $0 ? () : nil }
+            close(listener)
         }
     }
 
     deinit {
-        // Wakes the thread in accept, which the descriptor's end alone does not.
+        // Wakes the thread in accept.
         shutdown(descriptor, Int32(SHUT_RDWR))
-        close(descriptor)
+        if isServed { isOver.withLockAndNotify { $0 = true } } else { close(descriptor) }
     }
 }

@@ -157,6 +157,17 @@ import Testing
         #expect(read(bench, .readReservation)[7] == 0)
     }
 
+    /// Closed twice, its descriptor would the second time be another thread's.
+    @Test func aDirectoryThatIsRefusedIsClosedOnce() async {
+        await #expect(processExitsWith: .success) {
+            let mine = NSTemporaryDirectory() + "state-\(UUID().uuidString)"
+            precondition(mkdir(mine, 0o700) == 0 && chmod(mine, 0o702) == 0)
+            defer { rmdir(mine) }
+            precondition(
+                !closesOthersDescriptors(times: 20_000) { _ = try? StateDirectory(mine, isLocked: true) })
+        }
+    }
+
     @Test func theDirectoryIsOfOneBridgeAndOfItsOwner() throws {
         func kind() -> BridgeStateError.Kind? {
             do throws(BridgeStateError) { _ = try StateDirectory(state, isLocked: true) } catch {

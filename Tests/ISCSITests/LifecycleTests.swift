@@ -24,7 +24,7 @@ final class RawSocket: @unchecked Sendable {
     private var isOpen = true
 
     init(port: Int, host: UInt32 = 0x7F00_0001) throws {
-        handle = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+        handle = socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
         address.sin_port = in_port_t(UInt16(port).bigEndian)

@@ -48,7 +48,7 @@ final class ControlProxy: Sendable {
 
     private func serve() {
         while true {
-            let agent = accept(listener, nil, nil)
+            let agent = acceptConnection(listener)
             guard agent >= 0 else { return }
             let line = socket(AF_UNIX, Self.type, 0)
             guard Self.withAddress(host, { connect(line, $0, $1) }) == 0 else {
@@ -56,19 +56,28 @@ final class ControlProxy: Sendable {
                 close(line)
                 continue
             }
+            let ended = Monitor(0)
             BlockingThread.start { [self] in
                 relay(agent, line) { request in
                     guard request.contains(method) else { return true }
                     isHeld.withLockAndNotify { $0 = true }
                     return false
                 }
-                // The other direction sees the end, too, and closes both.
-                shutdown(line, Int32(SHUT_WR))
+                end(line, agent, ended)
             }
             BlockingThread.start { [self] in
                 relay(line, agent) { _ in true }
-                close(line)
-                close(agent)
+                end(line, agent, ended)
+            }
+        }
+    }
+
+    /// The other direction ends, too; both are closed by the one that ends last, and none under the other.
+    private func end(_ line: Int32, _ agent: Int32, _ ended: Monitor<Int>) {
+        ended.withLock { count in
+            count += 1
+            for descriptor in [line, agent] {
+                if count == 1 { shutdown(descriptor, Int32(SHUT_RDWR)) } else { close(descriptor) }
             }
         }
     }

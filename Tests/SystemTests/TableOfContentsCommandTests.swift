@@ -165,7 +165,7 @@ import Testing
     /// It is bounded in memory, leaves no core, and is ended when it burns time without finding anything: here its
     /// timer's signals are ours, and what it waits for is a server that never says a word.
     @Test func theReadingProcessIsBounded() throws {
-        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue), 0)
+        let listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
         #expect(listener >= 0)
         defer { close(listener) }
         var address = sockaddr_un()
@@ -184,7 +184,7 @@ import Testing
         defer { child.stop() }
         var waiting = pollfd(fd: listener, events: Int16(POLLIN), revents: 0)
         while poll(&waiting, 1, 100) == 0 { try #require(child.isRunning, "it ended before it asked") }
-        let connection = accept(listener, nil, nil)
+        let connection = acceptConnection(listener)
         #expect(connection >= 0)
         defer { close(connection) }
         let limits = try String(contentsOfFile: "/proc/\(child.identifier)/limits", encoding: .utf8)

@@ -32,9 +32,8 @@ public final class RawNBDClient: Sendable {
             $0.withMemoryRebound(to: sockaddr.self, capacity: 1) { connect(descriptor, $0, size) }
         }
         guard result == 0 else {
-            let code = errno
-            Glibc.close(descriptor)
-            throw Failure(errno: code)
+            // Closed by `deinit`, which runs since all is set.
+            throw Failure(errno: errno)
         }
     }
 

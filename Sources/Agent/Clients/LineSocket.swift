@@ -47,11 +47,8 @@ package final class LineSocket: LineTransport {
                 connect(descriptor, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
             }
         }
-        guard code == 0 else {
-            let number = errno
-            close(descriptor)
-            throw .system("connect", number)
-        }
+        // What is open is closed by `deinit`, which runs since all is set: closed here, too, it would be somebody else's.
+        guard code == 0 else { throw .system("connect", errno) }
     }
 
     deinit { close(descriptor) }

@@ -19,10 +19,8 @@ final class TskFileSystem {
         }
         guard let opened else { throw TocError(.damaged, Self.lastError()) }
         info = opened
-        guard info.pointee.block_size > 0 else {
-            tsk_fs_close(opened)
-            throw TocError(.damaged, "its block size is 0")
-        }
+        // It is closed by `deinit`, which runs since all is set.
+        guard info.pointee.block_size > 0 else { throw TocError(.damaged, "its block size is 0") }
     }
 
     deinit { tsk_fs_close(info) }
