@@ -161,6 +161,8 @@ public struct Collaborators: Sendable {
     public var checkpointNanoseconds = UInt64(AgentLimits.checkpointSeconds * 1e9)
     /// What fills restored files from a copy's data.
     public var fileMover: @Sendable (RestoreSource, CancellationToken) throws(AgentError) -> any FileMover
+    /// What storage of this machine a path is; nil: nobody knows.
+    public var storageName: @Sendable (String) -> StorageName? = { StorageName(path: $0) }
     /// The file system that copies are made on.
     public var files = FileSystemCalls()
     /// Nanoseconds since 1970.

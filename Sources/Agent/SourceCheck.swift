@@ -166,7 +166,7 @@ struct SourceCheck {
 
 extension StorageName {
     /// Of what is at `path` on this machine. Nil where that cannot be told.
-    init?(path: String) {
+    public init?(path: String) {
         var status = stat()
         guard let boot = MachineBoot.identifier, stat(path, &status) == 0 else { return nil }
         let isDevice = status.st_mode & S_IFMT == S_IFBLK

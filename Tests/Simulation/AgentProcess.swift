@@ -2,6 +2,7 @@ import Agent
 import Blocks
 import HostControl
 import PhysicalCopy
+import SCSI
 import SimulatedFiles
 
 /// `outboard copy` in the simulation: the real sequence over a simulated file system, control line and bridge.
@@ -23,7 +24,7 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
         process.keep(self)
         process.whenItEnds { [self] in
             user.end()
-            for bridge in bridges { orphan(bridge) }
+            for bridge in bridges { world.endLater(bridge) }
         }
         world.scheduler.start(in: process) { [self] in
             let sequence = CopySequence(request, collaborators(), cancellation: cancellation, observer: self)
@@ -34,16 +35,37 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
         }
     }
 
-    /// A private bridge ends when its agent does, a little later.
-    private func orphan(_ bridge: BridgeProcess) {
+    private func collaborators() -> Collaborators {
+        var made = world.collaborators(for: user)
+        made.startPrivateBridge = { [self] units, _ throws(AgentError) in
+            let bridge = BridgeProcess(world, units)
+            bridges.append(bridge)
+            bridge.waitUntilItServes()
+            guard bridge.device != nil else {
+                throw AgentError(
+                    .unavailable, doing: "starting", to: "a bridge",
+                    because: bridge.refusal ?? "it was killed",
+                    cause: .disconnected)
+            }
+            return SimulatedBridge(world, bridge, isPrivate: true)
+        }
+        return made
+    }
+}
+
+extension World {
+    /// A bridge ends when the agent does for which it runs, a little later.
+    func endLater(_ bridge: BridgeProcess) {
         guard bridge.process.isAlive else { return }
-        world.scheduler.start(in: world.main) { [world] in
-            world.scheduler.sleep(world.draw(5_000_000))
+        scheduler.start(in: main) { [self] in
+            scheduler.sleep(draw(5_000_000))
             bridge.process.end()
         }
     }
 
-    private func collaborators() -> Collaborators {
+    /// What sequences need, but for a bridge.
+    func collaborators(for user: SimulatedFileSystem.User) -> Collaborators {
+        let world = self
         var made = Collaborators(executable: "") { [world] path, writable throws(AgentError) in
             guard let disk = world.disk(at: path) else {
                 throw AgentError(.inputMissing, doing: "opening", to: path, because: "there is none")
@@ -72,21 +94,8 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
             }
             return SnapshotClient(host)
         }
-        made.startPrivateBridge = { [self] units, _ throws(AgentError) in
-            let bridge = BridgeProcess(world, units)
-            bridges.append(bridge)
-            // It may be killed before it is there.
-            bridge.process.whenItEnds { [world] in world.scheduler.wake(world.place) }
-            while bridge.device == nil, bridge.process.isAlive {
-                _ = world.scheduler.wait(at: world.place, until: nil)
-            }
-            guard bridge.device != nil else {
-                throw AgentError(
-                    .unavailable, doing: "starting", to: "a bridge",
-                    because: bridge.refusal ?? "it was killed",
-                    cause: .disconnected)
-            }
-            return SimulatedBridge(world, bridge)
+        made.storageName = { [world] path in
+            world.disk(at: path).flatMap { StorageName(path: $0.path) }
         }
         made.checkpointNanoseconds = world.plan.checkpoint
         made.realTime = { [world] in Int64(world.scheduler.time) }

@@ -21,6 +21,11 @@ final class BridgeProcess: @unchecked Sendable {  // touched by whose turn it is
         }
     }
 
+    /// It may be killed before it is there.
+    func waitUntilItServes() {
+        while device == nil, process.isAlive { _ = world.scheduler.wait(at: world.place, until: nil) }
+    }
+
     private func open(_ units: [PrivateUnit]) {
         do {
             var files: [(unit: BridgeUnit, file: StorageFile)] = []

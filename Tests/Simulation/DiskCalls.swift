@@ -13,6 +13,8 @@ final class DiskCalls: @unchecked Sendable {
     private var inFlight: [Int32: Int] = [:]
     private var owners: [Int32: Int32] = [:]
     private var closing: [Int32: StorageFile] = [:]
+    /// Opening takes no time: who is killed meanwhile has a file, and its lock, of which nobody knows.
+    private var isOpening = false
     /// Runs what the system does by itself.
     private let kernel = SimulatedProcess("kernel")
 
@@ -22,6 +24,8 @@ final class DiskCalls: @unchecked Sendable {
     func open(
         _ disk: SimulatedDisk, access: StorageAccess, mode: StorageMode, lock: StorageLock = .none
     ) throws(StorageError) -> StorageFile {
+        isOpening = true
+        defer { isOpening = false }
         let file = try StorageFile(
             disk.path, access: access, mode: mode, lock: lock, system: calls(of: disk))
         disks[file.descriptor] = disk
@@ -81,6 +85,7 @@ final class DiskCalls: @unchecked Sendable {
     }
 
     private func takeTime(_ disk: SimulatedDisk) {
+        guard !isOpening else { return }
         scheduler.sleep(20_000 + scheduler.random.next() % 200_000)
         if draw(disk.faults.stall) {
             world.mark(disk.role.stall)
@@ -174,7 +179,7 @@ final class DiskCalls: @unchecked Sendable {
             disk.failFlush(flush, using: &scheduler.random)
             return fail(disk, disk.role.flushError)
         }
-        disk.endFlush(flush)
+        if world.defect != .restoreNotFlushed || disk.role != .site { disk.endFlush(flush) }
         return .success(0)
     }
 
@@ -276,6 +281,7 @@ extension SimulatedDisk.Role {
         case .source: .sourceReadError
         case .cache: .cacheReadError
         case .copy: .copyReadError
+        case .site: .siteReadError
         }
     }
     var writeError: FaultSite {
@@ -283,6 +289,7 @@ extension SimulatedDisk.Role {
         case .source: .sourceWriteError
         case .cache: .cacheWriteError
         case .copy: .copyWriteError
+        case .site: .siteWriteError
         }
     }
     var flushError: FaultSite {
@@ -290,6 +297,7 @@ extension SimulatedDisk.Role {
         case .source: .sourceFlushError
         case .cache: .cacheFlushError
         case .copy: .copyFlushError
+        case .site: .siteFlushError
         }
     }
     var stall: FaultSite {
@@ -297,6 +305,7 @@ extension SimulatedDisk.Role {
         case .source: .sourceStall
         case .cache: .cacheStall
         case .copy: .copyStall
+        case .site: .siteStall
         }
     }
     var outOfSpace: FaultSite {
@@ -304,6 +313,7 @@ extension SimulatedDisk.Role {
         case .source: .sourceWriteError
         case .cache: .cacheOutOfSpace
         case .copy: .copyOutOfSpace
+        case .site: .siteWriteError
         }
     }
 }

@@ -9,7 +9,7 @@ import TestSupport
 /// What happens in a run, and the judge of its copies.
 extension World {
     func happen() {
-        let dice = draw(20)
+        let dice = draw(24)
         turnsAtEvent = scheduler.turnsTaken
         trace("event \(dice)")
         switch dice {
@@ -26,13 +26,14 @@ extension World {
         case 11: for volume in volumes { volume.checkSnapshot() }
         case 12: judgeCopies()
         case 13...14: integrate()
+        case 15...17: startRestore()
         default: startCopy()
         }
     }
 
     // MARK: Faults
 
-    private func illness() -> DiskFaults {
+    func illness() -> DiskFaults {
         var faults = DiskFaults()
         switch draw(5) {
         case 0: faults.read = plan.illness
@@ -72,6 +73,7 @@ extension World {
             volume.cacheLimit = nil
         }
         makeCopiesIll(.none)
+        site.disk.faults = .none
         losesLines = false
     }
 
@@ -105,6 +107,9 @@ extension World {
     // MARK: Copies
 
     static let copies = ["one", "two"]
+
+    /// The directories that copies of that name have.
+    func copyPaths(_ name: String) -> [String] { ["/copies/" + name] }
 
     func startCopy() {
         guard agent == nil, volumes.allSatisfy({ $0.host?.isServing == true }) else { return }
@@ -161,7 +166,7 @@ extension World {
         guard failure == nil else { return }
         isJudging = true
         defer { isJudging = false }
-        for name in Self.copies { judge("/copies/" + name) }
+        for path in Self.copies.flatMap(copyPaths) { judge(path) }
     }
 
     private func judge(_ path: String) {
@@ -267,6 +272,7 @@ extension World {
             }
             self.agent = nil
         }
+        waitForRestore()
         // Files that have failed to flush are opened anew: that is what an administrator is told.
         for volume in volumes {
             if volume.host?.hasFailedFlush == true || volume.disks.contains(where: \.hasFailedFlush) {
@@ -295,7 +301,9 @@ extension World {
             _ = scheduler.wait(at: place, until: deadline)
         }
         switch last.result {
-        case .success: checkNothingIsLeft(of: last.name)
+        case .success(let outcomes):
+            checkNothingIsLeft(of: last.name)
+            for outcome in outcomes { checkRestore(of: outcome.copy) }
         case .failure(let error): fail("a copy fails although nothing is wrong: \(error)")
         case nil: fail("the last copy does not end")
         }

@@ -40,7 +40,7 @@ struct Plan {
         onCacheFull = [.abandon, .block, .restartFrom, .block, .restartFrom, .restartFrom][draw(6)]
         isDirect = draw(4) == 0
         applications = 1 + draw(3)
-        events = 3 + draw(14)
+        events = 3 + draw(16)
         isAppend = draw(2) == 0
         endsAfterCacheCopy = draw(2) == 0
         illness = [0.005, 0.05, 0.3, 1][draw(4)]

@@ -32,6 +32,8 @@ enum SeededDefect: String, CaseIterable {
     case forgetsMarked
     /// Changes that nobody had asked for before the host began anew once more are forgotten.
     case forgetsEarlierChanges
+    /// A restore says that it is done before its destination is flushed.
+    case restoreNotFlushed
 
     var host: Defects {
         switch self {

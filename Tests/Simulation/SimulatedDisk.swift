@@ -21,7 +21,7 @@ struct DiskFaults {
 final class SimulatedDisk: @unchecked Sendable {
     static let sector = 512
 
-    enum Role { case source, cache, copy }
+    enum Role { case source, cache, copy, site }
 
     private struct Version {
         var flush: UInt64

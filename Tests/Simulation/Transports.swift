@@ -153,20 +153,21 @@ final class SimulatedSession: InitiatorTransport, @unchecked Sendable {  // touc
     }
 }
 
-/// The agent's private bridge.
+/// The agent's private bridge, or a standing one.
 final class SimulatedBridge: BridgeConnection, @unchecked Sendable {  // touched by whose turn it is only
     private let world: World
     let bridge: BridgeProcess
     private let session: SimulatedSession
+    private let isPrivate: Bool
     let copier: any ThirdPartyCopier
+    static let address = BridgeAddress(host: "127.0.0.1", targetName: "iqn.2026-01.net.outboard:simulated")
 
-    init(_ world: World, _ bridge: BridgeProcess) {
+    init(_ world: World, _ bridge: BridgeProcess, isPrivate: Bool) {
         self.world = world
         self.bridge = bridge
+        self.isPrivate = isPrivate
         session = SimulatedSession(world, bridge)
-        let initiator = Initiator(
-            BridgeAddress(host: "127.0.0.1", targetName: "iqn.2026-01.net.outboard:simulated"), over: session)
-        copier = initiator
+        copier = Initiator(Self.address, over: session)
     }
 
     private var isEnded = false
@@ -175,7 +176,7 @@ final class SimulatedBridge: BridgeConnection, @unchecked Sendable {  // touched
     func end() {
         isEnded = true
         session.drop(.closed)
-        guard bridge.process.isAlive else { return }
+        guard isPrivate, bridge.process.isAlive else { return }
         let ended = Reply<Void>(world.scheduler)
         bridge.process.whenItEnds { ended.give(()) }
         world.scheduler.start(in: bridge.process) { [bridge] in

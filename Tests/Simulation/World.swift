@@ -19,6 +19,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     let files: SimulatedFileSystem
     private(set) var calls: DiskCalls!
     var agent: AgentProcess?
+    var restore: RestoreProcess?
+    let site: RestoreSite
     var stopsApplications = false
     /// At most so many nanoseconds lie between an answer and an application's next request.
     /// More when an event, a time-out for instance, takes long: else most of a run's turns would be theirs.
@@ -57,6 +59,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         main = SimulatedProcess("main")
         scheduler = Scheduler(seed: seed, main: main)
         files = SimulatedFileSystem(seed: seed)
+        site = RestoreSite(size: plan.sectors * 512 / 4096 * 4096 + 8192)
         volumes = [SimulatedVolume(self, name: "volume")]
         boot = .random(using: &scheduler.random)
         calls = DiskCalls(self)
@@ -144,7 +147,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
             if path == volume.descriptor.source { return volume.source }
             if path == volume.descriptor.cache { return volume.cache }
         }
-        return files.contents(at: path) as? SimulatedDisk
+        return path == RestoreSite.path ? site.disk : files.contents(at: path) as? SimulatedDisk
     }
 
     /// The one whose host listens there.
@@ -181,6 +184,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     /// Ends what is left, so that the next run finds nothing of it.
     private func endAll() {
         agent?.process.end()
+        endRestore()
         for volume in volumes { volume.host?.process.end() }
         main.end()
     }
@@ -190,10 +194,12 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         for bridge in agent?.bridges ?? [] { bridge.process.end() }
         agent?.process.end()
         agent = nil
+        endRestore()
         for volume in volumes { volume.losePower() }
         files.crash(using: &scheduler.random)
         boot = .random(using: &scheduler.random)
         for volume in volumes { volume.checkAfterPowerCut() }
+        crashSite()
         judgeCopies()
         for volume in volumes { volume.startHost() }
     }

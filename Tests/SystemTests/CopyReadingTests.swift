@@ -51,16 +51,22 @@ import Testing
         try makePatternFile(crafted.scratch("unit"), count: 6 << 20, seed: 9)
         try makePatternFile(crafted.scratch("wrong"), count: 8 << 20, seed: 10)
         let before = try contents(crafted.scratch("unit")).map { $0 }
+        // As if the bridge had opened the copy's data before another copy took their place: next to nothing differs.
+        var replaced = try contents(crafted.copy + "/data.img").map { $0 }
+        replaced[5000] ^= 1
+        try Data(replaced).write(to: URL(fileURLWithPath: crafted.scratch("replaced")))
         let bridge = try BridgeProcess(units: [
             "3=\(crafted.copy)/data.img,ro", "4=\(crafted.scratch("unit"))",
-            "5=\(crafted.scratch("wrong")),ro",
+            "5=\(crafted.scratch("wrong")),ro", "6=\(crafted.scratch("replaced")),ro",
         ])
         let restore = [
             "restore", "extents", crafted.copy, "--range", "1000+3000", "--range", "1MiB+1MiB", "--bridge",
             bridge.uri, "--unit",
         ]
         #expect(try Outboard.run(restore + ["4"]).status == 73)
-        #expect(try Outboard.run(restore + ["4", "--force", "--copy-unit", "5"]).status == 64)
+        for wrong in ["5", "6"] {
+            #expect(try Outboard.run(restore + ["4", "--force", "--copy-unit", wrong]).status == 64)
+        }
         #expect(try Outboard.run(restore + ["3", "--force"]).status == 64)
         #expect(try Outboard.run(restore + ["5", "--force"]).status == 77)
         #expect(try contents(crafted.scratch("unit")) == before)

@@ -49,7 +49,7 @@ import Testing
         return list?.output.split(separator: "\n").map(String.init) ?? []
     }()
 
-    @Test func theDefectsAreTwelve() { #expect(Self.defects.count == 12) }
+    @Test func theDefectsAreThirteen() { #expect(Self.defects.count == 13) }
 
     @Test func whatItIsAskedMustMakeSense() throws {
         for arguments in [["0"], ["1", "0"], ["1", "10001"], ["1", "1", "noDefect"], ["x", "1"]] {

@@ -19,7 +19,7 @@ final class CopyOrigin: RestoreOrigin {
         _ path: String, _ credentials: InitiatorCredentials?, _ context: RestoreContext
     ) throws(AgentError) {
         self.context = context
-        let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(path) }
+        let copy = try onCopy { () throws(CopyError) in try PhysicalCopy(path, files: context.world.files) }
         data = try RestoreSource(copy, context.world, credentials, context.cancellation)
     }
 

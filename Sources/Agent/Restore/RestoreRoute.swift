@@ -55,7 +55,7 @@ final class RestoreRoute {
             return
         }
         guard let number = unit.copyNumber else {
-            if let path = data.path, target.storage == StorageName(path: path) {
+            if let path = data.path, let own = world.storageName(path), target.storage == own {
                 throw overwritesItself(unit)
             }
             return try relay(data.raw, of: data.copy.directory, to: target, at: standing.copier)
@@ -97,7 +97,13 @@ final class RestoreRoute {
         let end = data.copy.manifest.originals?.range.end ?? data.copy.manifest.data.range.end
         let block = UInt64(unit.capacity.blockLength)
         guard unit.size >= end.roundedDown(to: block) else { throw wrong }
-        if let path = data.path, let storage = unit.storage, storage == StorageName(path: path) { return }
+        if let path = data.path, let theirs = unit.storage, theirs.boot == MachineBoot.identifier,
+            let ours = world.storageName(path)
+        {
+            // The bridge may have opened it before the copy was replaced: what differs may lie anywhere.
+            guard theirs == ours else { throw wrong }
+            return
+        }
         let store = try copier.store(of: unit, isCancelled: isStopped)
         for place in samplePlaces(of: min(end, unit.size), block: 4096, count: AgentLimits.samples) {
             try cancellation.check()
