@@ -65,6 +65,7 @@ private enum FuzzedToc {
         return Array(data)
     }
 
+    /// Of two file systems, the second one so small as it can be: what it has goes into each input's time.
     static func records(_ index: Int) -> [VolumeRecord] {
         let start = UInt64(index) << 24
         func bytes(_ text: String) -> [UInt8] { Array(text.utf8) }
@@ -74,16 +75,28 @@ private enum FuzzedToc {
         var file = FileNode(address: 12, kind: .regular)
         (file.permissions, file.owner, file.group, file.links, file.size) = (0o4640, 1000, 100, 2, 10_000)
         file.modified = FileTime(seconds: -5, nanoseconds: 123_456_789)
+        let fileSystem = VolumeRecord.fileSystem(
+            FileSystemDescription(
+                index: index, kind: .ext4, range: ByteRange(offset: start, count: 1 << 24),
+                blockSize: 4096,
+                label: "l", uuid: "u", root: 2, isListed: true, knowsUse: true, remark: ""))
+        guard index == 0 else {
+            return [
+                fileSystem, .node(FileNode(address: 2, kind: .directory)), .node(file),
+                name(2, "b.log", 12),
+                .stream(FileStream(StreamIdentifier(node: 12), size: 10_000, storage: .extents)),
+                .extents(
+                    StreamIdentifier(node: 12),
+                    [FileExtent(fileOffset: 0, volumeOffset: start + 8192, count: 4096)]),
+                .end,
+            ]
+        }
         var link = FileNode(address: 14, kind: .symbolicLink)
         link.target = bytes("docs/a.log")
         var device = FileNode(address: 15, kind: .blockDevice)
         device.device = DeviceNumber(major: 8, minor: 1)
         return [
-            .fileSystem(
-                FileSystemDescription(
-                    index: index, kind: .ext4, range: ByteRange(offset: start, count: 1 << 24),
-                    blockSize: 4096,
-                    label: "l", uuid: "u", root: 2, isListed: true, knowsUse: true, remark: "")),
+            fileSystem,
             .node(FileNode(address: 2, kind: .directory)), .node(FileNode(address: 11, kind: .directory)),
             .node(FileNode(address: 13, kind: .directory)), .node(file), .node(link), .node(device),
             .node(FileNode(address: 16, kind: .regular)), name(2, "docs", 11), name(11, "a.log", 12),
@@ -138,11 +151,10 @@ private enum FuzzedToc {
                             """, arguments: [value])
                 }
                 try database.execute(sql: "PRAGMA writable_schema = ON")
-                for item in Schema.all {
-                    try database.execute(
-                        sql: "UPDATE sqlite_schema SET sql = ? WHERE name = ?",
-                        arguments: [item.sql, item.name])
-                }
+                let cases = Schema.all.map { _ in "WHEN ? THEN ?" }.joined(separator: " ")
+                try database.execute(
+                    sql: "UPDATE sqlite_schema SET sql = CASE name \(cases) ELSE sql END",
+                    arguments: StatementArguments(Schema.all.flatMap { [$0.name, $0.sql] }))
             }
             try queue.close()
         } catch { preconditionFailure("rows that take anything: \(error)") }
