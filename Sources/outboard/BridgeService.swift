@@ -5,7 +5,6 @@ import Foundation
 import Glibc
 import ISCSI
 import Logging
-import Synchronization
 
 /// One running bridge: units, copy manager and iSCSI target put together.
 final class BridgeService: Sendable {
@@ -17,10 +16,9 @@ final class BridgeService: Sendable {
     private let isPrivate: Bool
     private let startedAt = Date().timeIntervalSince1970
     private let logger: Logger
-    /// Set once, when it serves.
-    private let telling = Mutex<(metrics: MetricsTeller?, registered: Registered?)>((nil, nil))
+    private let telling = Telling()
 
-    var metricsPlace: String? { telling.withLock { $0.metrics?.place } }
+    var metricsPlace: String? { telling.metricsPlace }
     var units: [BridgeUnitSummary] { device.summaries }
 
     private init(
@@ -174,16 +172,11 @@ final class BridgeService: Sendable {
         let registered = Registered.enter(.bridge, subject: target, logger) {
             BridgeStatus(target: target, portals: portals, device.counters, device.summaries)
         }
-        telling.withLock { $0 = (metrics, registered) }
+        telling.begin(metrics, registered)
     }
 
     func stop() async {
-        let (metrics, registered) = telling.withLock { telling in
-            defer { telling = (nil, nil) }
-            return telling
-        }
-        registered?.leave()
-        await metrics?.stop()
+        await telling.end()
         // Of a private bridge the agent is gone, or has no use for what is under way.
         await server.shutdown(drainSeconds: isPrivate ? 0 : ISCSILimits.drainSeconds)
         device.close()

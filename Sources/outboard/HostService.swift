@@ -6,7 +6,6 @@ import HostControl
 import Logging
 import NBD
 import OriginalImage
-import Synchronization
 
 /// One running host: storage, volume, NBD server and control server, put together and taken apart.
 final class HostService: Sendable {
@@ -27,14 +26,13 @@ final class HostService: Sendable {
 
     var place: Place {
         var place = fixedPlace
-        place.metrics = telling.withLock { $0.metrics?.place }
+        place.metrics = telling.metricsPlace
         return place
     }
     private let fixedPlace: Place
     private let descriptor: HostDescriptor
     private let startedAt = Date().timeIntervalSince1970
-    /// Set once, when it serves.
-    private let telling = Mutex<(metrics: MetricsTeller?, registered: Registered?)>((nil, nil))
+    private let telling = Telling()
     private let storage: HostStorage
     private let volume: CopyOnWriteVolume
     private let nbd: NBDServer
@@ -149,7 +147,7 @@ final class HostService: Sendable {
         }
         let registered = Registered.enter(
             .host, subject: descriptor.source, control: fixedPlace.control, logger)
-        telling.withLock { $0 = (metrics, registered) }
+        telling.begin(metrics, registered)
     }
 
     func requestStop() { stopRequested.withLockAndNotify { $0 = true } }
@@ -160,12 +158,7 @@ final class HostService: Sendable {
 
     /// Stops serving, finishes what was begun, flushes. An open epoch stays open in the cache.
     func stop() async throws {
-        let (metrics, registered) = telling.withLock { telling in
-            defer { telling = (nil, nil) }
-            return telling
-        }
-        registered?.leave()
-        await metrics?.stop()
+        await telling.end()
         // Writers that wait at a closed gate would never finish.
         try volume.endStandstills(force: true)
         await nbd.shutdown()
