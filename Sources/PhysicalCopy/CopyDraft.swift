@@ -37,6 +37,9 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
         try place.clearLeftovers()
         let directory = place.draft(of: calls.getpid())
         self.directory = directory
+        // `deinit` runs as well when this throws: until the directory is ours, it is another's, a process of the same
+        // number in another container maybe, and is left alone.
+        isOver = true
         do throws(Errno) {
             try calls.mkdirat(FileSystemCalls.noDirectory, directory, 0o755).get()
         } catch {
@@ -53,6 +56,7 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
                 throw CopyError(.cannotCreate, action, "another process took \(directory)")
             }
             self.lock = lock
+            isOver = false
         } catch {
             _ = calls.unlinkat(FileSystemCalls.noDirectory, directory, AT_REMOVEDIR)
             throw error

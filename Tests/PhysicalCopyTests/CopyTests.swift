@@ -137,6 +137,32 @@ import Testing
         withExtendedLifetime(living) {}
     }
 
+    /// Of one process number, as processes of two containers may be.
+    @Test func whatAnotherMakesUnderTheSameNameIsLeftAlone() throws {
+        let parent = TemporaryDirectory()
+        let first = try CopyDraft(destination: parent.path + "/copy", force: false)
+        try Data([1]).write(to: URL(fileURLWithPath: first.path(of: "data.img")))
+        #expect(throws: CopyError.self) { try CopyDraft(destination: parent.path + "/copy", force: false) }
+        #expect(try Files().names(in: first.directory, "") == ["data.img"])
+        // It has made the directory, and another is faster to lock it.
+        let locks = Monitor<[DirectoryLock]>([])
+        var calls = FileSystemCalls()
+        calls.getpid = { 1 }
+        calls.mkdirat = { [mkdirat = calls.mkdirat, parent = parent.path] directory, path, mode in
+            let outcome = mkdirat(directory, path, mode)
+            let draft = parent + "/.other.partial-1"
+            guard let lock = try? DirectoryLock(draft, exclusive: true, "") else { return outcome }
+            locks.withLock { $0.append(lock) }
+            _ = FileManager.default.createFile(atPath: draft + "/data.img", contents: nil)
+            return outcome
+        }
+        #expect(throws: CopyError.self) {
+            try CopyDraft(destination: parent.path + "/other", force: false, files: calls)
+        }
+        #expect(locks.withLock { $0.count } == 1)
+        #expect(try Files().names(in: parent.path + "/.other.partial-1", "") == ["data.img"])
+    }
+
     @Test("Killed while it replaces a copy without exchange: the old copy comes back")
     func theOldCopyComesBack() throws {
         let parent = TemporaryDirectory()
