@@ -6,7 +6,8 @@ import PhysicalCopy
 struct GroupDirectory {
     private var made: String?
 
-    /// Makes the directory that the members share; one copy alone lies beside what was there before.
+    /// Makes the directory that the members share, durably: after a power cut copies that were told to be complete are nowhere
+    /// without it. One copy alone lies beside what was there before.
     mutating func make(
         for members: [CopyRequest.Member], _ files: FileSystemCalls
     ) throws(AgentError) {
@@ -20,6 +21,24 @@ struct GroupDirectory {
             throw AgentError.system(
                 error.code, doing: "making the directory of the copies", to: path, otherwise: .cannotCreate)
         }
+        // Also of one that was there: who made it may have died before this.
+        do throws(Errno) { try Self.synchronize(Self.parent(of: path), files) } catch {
+            throw AgentError.system(error.code, doing: "flushing the directory that has", to: path)
+        }
+    }
+
+    private static func parent(of path: String) -> String {
+        let names = path.split(separator: "/")
+        let parent = names.dropLast().joined(separator: "/")
+        return path.hasPrefix("/") ? "/" + parent : parent.isEmpty ? "." : parent
+    }
+
+    private static func synchronize(_ path: String, _ files: FileSystemCalls) throws(Errno) {
+        let descriptor = try files.openat(
+            FileSystemCalls.noDirectory, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0
+        ).get()
+        defer { files.close(descriptor) }
+        try files.fsync(descriptor).get()
     }
 
     /// Only an empty one goes: what else came into it meanwhile is somebody's.

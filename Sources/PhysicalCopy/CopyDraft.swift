@@ -133,7 +133,8 @@ public final class CopyDraft: @unchecked Sendable {  // `isOver` is touched by t
     }
 
     /// Commits all of a group or none: each is written and flushed, and what it replaces locked, before the first
-    /// gets its name; when one cannot get it, the others lose theirs again.
+    /// gets its name; when one cannot get it, the others lose theirs again. Who dies between two names leaves the one new and the
+    /// other old, each whole; their manifests tell of which group they are.
     public static func commit(_ group: [(draft: CopyDraft, manifest: Manifest)]) throws(CopyError) {
         var locks: [DirectoryLock] = []
         for (draft, manifest) in group {
