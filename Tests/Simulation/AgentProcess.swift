@@ -10,6 +10,8 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
     let process = SimulatedProcess("agent")
     /// Of its copy.
     let name: String
+    /// What was under that name before; nil: that could not be seen, or it is no group's.
+    let before: World.GroupState?
     private let world: World
     private let user: SimulatedFileSystem.User
     let cancellation = CancellationToken()
@@ -17,9 +19,10 @@ final class AgentProcess: @unchecked Sendable {  // touched by whose turn it is 
     private(set) var result: Result<[CopyOutcome], AgentError>?
     private(set) var notices: [String] = []
 
-    init(_ world: World, _ request: CopyRequest) {
+    init(_ world: World, _ name: String, _ request: CopyRequest) {
         self.world = world
-        name = String(request.members[0].destination.split(separator: "/").last!)
+        self.name = name
+        before = world.groupState(name)
         user = world.files.makeUser(Int32(process.number))
         process.keep(self)
         process.whenItEnds { [self] in

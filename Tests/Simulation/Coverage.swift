@@ -12,6 +12,7 @@ enum FaultSite: String, CaseIterable, Comparable {
     case cacheGivenUp, copyResumed, originalSpared
     case copyComplete, copyFailed, copyInterrupted, copyReplaced, appended, overlaid, markedBeforeEnd
     case integrateKilled, integrated
+    case groupComplete, groupOfOneInstant, groupFailed, groupResumed
     case siteReadError, siteWriteError, siteFlushError, siteStall, siteLostPower
     case restored, restoredAppended, restoredAsItStands, restoredExtents, restoredByBridge
     case restoreFailed, restoreInterrupted, restoreKilled, restoreBridgeKilled

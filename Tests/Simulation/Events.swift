@@ -23,9 +23,10 @@ extension World {
         case 7...8 where plan.hasFaults: killAgent()
         case 9 where plan.hasFaults: killBridge()
         case 10: interrupt()
-        case 11: for volume in volumes { volume.checkSnapshot() }
-        case 12: judgeCopies()
-        case 13...14: integrate()
+        case 11:
+            for volume in volumes { volume.checkSnapshot() }
+            judgeCopies()
+        case 12...14: integrate()
         case 15...17: startRestore()
         default: startCopy()
         }
@@ -59,10 +60,9 @@ extension World {
     private func makeCopiesIll(_ faults: DiskFaults) {
         copyFaults = faults
         files.space = faults.write > 0 && draw(2) == 0 ? 64 << 10 : nil
-        for copy in Self.copies {
-            for name in files.names(at: "/copies") ?? []
-            where name.hasPrefix(copy) || name.hasPrefix("." + copy) {
-                disk(at: "/copies/\(name)/data.img")?.faults = faults
+        for parent in Set(Self.copies.flatMap(copyPaths).map(Self.parent)).sorted() {
+            for name in files.names(at: parent) ?? [] {
+                disk(at: "\(parent)/\(name)/data.img")?.faults = faults
             }
         }
     }
@@ -109,19 +109,37 @@ extension World {
     static let copies = ["one", "two"]
 
     /// The directories that copies of that name have.
-    func copyPaths(_ name: String) -> [String] { ["/copies/" + name] }
+    func copyPaths(_ name: String) -> [String] { copyMembers(name).map(\.destination) }
+
+    private func copyMembers(_ name: String) -> [CopyRequest.Member] {
+        do throws(AgentError) {
+            return try CopyRequest.members(controls: volumes.map(\.control), directory: "/copies/" + name)
+        } catch { preconditionFailure("\(error)") }
+    }
+
+    private static func parent(of path: String) -> String {
+        path.split(separator: "/").dropLast().reduce("") { "\($0)/\($1)" }
+    }
+
+    private static func lastName(of path: String) -> String {
+        path.split(separator: "/").last.map(String.init) ?? ""
+    }
 
     func startCopy() {
         guard agent == nil, volumes.allSatisfy({ $0.host?.isServing == true }) else { return }
         // An administrator resumes what was cut off, but not always, and now and then in vain.
-        let resumes = interrupted != nil && draw(2) == 0
+        let resumes = interrupted != nil && draw(4) != 0
         startCopy(to: resumes ? interrupted! : Self.copies[Int(draw(2))], resumes: resumes)
+        guard plan.hasFaults, draw(5) == 0 else { return }
+        // It takes little longer than that, most often: else few would die while there is something to resume.
+        scheduler.sleep(draw(25_000_000))
+        if draw(2) == 0 { killAgent() } else { killBridge() }
     }
 
     private func startCopy(to name: String, resumes: Bool) {
         interrupted = nil
         var request = CopyRequest(
-            members: [.init(control: volumes[0].control, destination: "/copies/" + name)],
+            members: copyMembers(name),
             mode: plan.isAppend ? .append : .overlay,
             ending: plan.endsAfterCacheCopy ? .endedAfterCacheCopy : .endedBeforeCacheCopy)
         request.force = true
@@ -129,7 +147,8 @@ extension World {
         request.resumes = resumes
         request.maximumRate = plan.rate
         trace("a copy \(resumes ? "is resumed" : "starts"): \(name)")
-        agent = AgentProcess(self, request)
+        settled.remove(name)
+        agent = AgentProcess(self, name, request)
     }
 
     func agentEnded(_ ended: AgentProcess) {
@@ -144,12 +163,15 @@ extension World {
                 if promises[outcome.copy] != nil { mark(.copyReplaced) }
                 if outcome.restarts != nil { mark(.copyAsOfLaterInstant) }
                 promises[outcome.copy] = outcome.uuid
-                if outcome.resumedBytes ?? 0 > 0 { mark(.copyResumed) }
+                if outcome.resumedBytes ?? 0 > 0 { mark(plan.isGroup ? .groupResumed : .copyResumed) }
             }
+            settled.insert(ended.name)
+            if plan.isGroup { mark(.groupComplete) }
             noteCounters()
             judgeCopies()
         case .failure(let error):
             mark(.copyFailed)
+            judgeFailure(ended.name, error, from: ended.before)
             if error.status == .unavailable { interrupted = ended.name }
             if error.status == .software || error.status == .usage {
                 fail("a copy failed by a bug: \(error)")
@@ -166,20 +188,33 @@ extension World {
         guard failure == nil else { return }
         isJudging = true
         defer { isJudging = false }
-        for path in Self.copies.flatMap(copyPaths) { judge(path) }
+        for name in Self.copies { judgeGroup(name, copyPaths(name).map { judge($0, of: name) }) }
     }
 
-    private func judge(_ path: String) {
+    /// - Returns: of a copy that is complete; nil also when somebody changes it.
+    private func judge(_ path: String, of name: String) -> Manifest? {
         let user = files.makeUser(2)
         defer { user.end() }
         let copy: PhysicalCopy
         do throws(CopyError) { copy = try PhysicalCopy(path, files: files.calls(for: user)) } catch {
             // One that is being replaced or integrated is locked, and is looked at another time.
-            guard promises[path] != nil, error.kind != .cannotCreate else { return }
-            // Where two names cannot be exchanged there is none for a moment.
-            guard !plan.lacksRenameFlags || agent.map({ "/copies/" + $0.name }) != path else { return }
-            return fail("the complete copy \(path) is not there: \(error)")
+            guard promises[path] != nil, error.kind != .cannotCreate else { return nil }
+            // Where two names cannot be exchanged there is none for a moment, and who dies then leaves it aside.
+            let aside = "\(Self.parent(of: path))/.\(Self.lastName(of: path)).replaced"
+            guard !plan.lacksRenameFlags || settled.contains(name) || files.names(at: aside) == nil else {
+                return nil
+            }
+            fail("the complete copy \(path) is not there: \(error)")
+            return nil
         }
+        if settled.contains(name), copy.manifest.uuid != promises[path] {
+            fail("\(path) is another copy than the one that was told to be complete")
+        }
+        judge(copy, path)
+        return copy.manifest
+    }
+
+    private func judge(_ copy: PhysicalCopy, _ path: String) {
         let opener: DataOpener = { [self] location, _ throws(CopyError) in
             guard case .path(let path) = location, let disk = disk(at: path) else {
                 throw CopyError(.missing, "open the data", "they are not there")
@@ -241,7 +276,12 @@ extension World {
                 _ = scheduler.wait(at: place, until: nil)
             }
         }
-        guard process.isAlive, plan.hasFaults else { return }
+        guard plan.hasFaults else { return }
+        guard process.isAlive else {
+            // What it said is done stays so.
+            if plan.allowsPowerCuts, draw(4) == 0 { cutPower() }
+            return
+        }
         mark(.integrateKilled)
         process.end()
         if plan.allowsPowerCuts, draw(2) == 0 { cutPower() }
@@ -303,7 +343,7 @@ extension World {
         switch last.result {
         case .success(let outcomes):
             checkNothingIsLeft(of: last.name)
-            for outcome in outcomes { checkRestore(of: outcome.copy) }
+            checkRestore(of: outcomes[Int(draw(UInt64(outcomes.count)))].copy)
         case .failure(let error): fail("a copy fails although nothing is wrong: \(error)")
         case nil: fail("the last copy does not end")
         }
@@ -319,9 +359,11 @@ extension World {
                 fail("epoch \(epoch.number) is left \(epoch.state) by a copy that is complete")
             }
         }
-        let names = (files.names(at: "/copies") ?? []).filter { !Self.copies.contains($0) }
-        if let left = names.first(where: { $0.hasPrefix(".\(copy).") }) {
-            fail("\(left) is left over")
+        for path in copyPaths(copy) {
+            let prefix = ".\(Self.lastName(of: path))."
+            if let left = files.names(at: Self.parent(of: path))?.first(where: { $0.hasPrefix(prefix) }) {
+                fail("\(left) is left over")
+            }
         }
     }
 }

@@ -3,12 +3,15 @@ import TestSupport
 
 /// What a seed makes of a run before it begins.
 struct Plan {
+    /// Two volumes, whose copies are a group.
+    var isGroup: Bool
     var sectors: Int
     var chunkSize: Int
     var cacheBytes: Int
     var durability: Durability
     var onCacheFull: CacheFullPolicy
     var isDirect: Bool
+    /// Of each volume.
     var applications: Int
     /// Things that happen while applications run.
     var events: Int
@@ -30,8 +33,9 @@ struct Plan {
     init(seed: UInt64) {
         var random = SeededGenerator(seed: seed &* 0x9E37_79B9_7F4A_7C15 &+ 1)
         func draw(_ bound: UInt64) -> Int { Int(random.next() % bound) }
+        isGroup = draw(4) == 0
         chunkSize = 4096 << draw(3)
-        sectors = 64 + draw(288)
+        sectors = 64 + draw(isGroup ? 96 : 288)
         let fits = sectors * 512 + sectors * 512 / chunkSize * 4096 + 64 << 10
         isCacheSmall = draw(3) == 0
         cacheBytes = isCacheSmall ? 8192 + 4096 + chunkSize * (1 + draw(6)) + 4096 * draw(4) : fits * 2
@@ -39,7 +43,7 @@ struct Plan {
         durability = draw(2) == 0 ? .power : .process
         onCacheFull = [.abandon, .block, .restartFrom, .block, .restartFrom, .restartFrom][draw(6)]
         isDirect = draw(4) == 0
-        applications = 1 + draw(3)
+        applications = 1 + draw(isGroup ? 2 : 3)
         events = 3 + draw(16)
         isAppend = draw(2) == 0
         endsAfterCacheCopy = draw(2) == 0

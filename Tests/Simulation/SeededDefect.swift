@@ -34,6 +34,8 @@ enum SeededDefect: String, CaseIterable {
     case forgetsEarlierChanges
     /// A restore says that it is done before its destination is flushed.
     case restoreNotFlushed
+    /// A group's epochs are instituted one after the other, and no volume stands still meanwhile.
+    case groupNotHeld
 
     var host: Defects {
         switch self {
@@ -64,7 +66,13 @@ enum SeededDefect: String, CaseIterable {
         } catch { return false }
     }
 
-    func wrap(_ line: HostClient) -> any HostLine { self == .markerTooEarly ? HastyLine(line) : line }
+    func wrap(_ line: HostClient) -> any HostLine {
+        switch self {
+        case .markerTooEarly: HastyLine(line)
+        case .groupNotHeld: LaxLine(line)
+        default: line
+        }
+    }
 
     func wrap(_ calls: FileSystemCalls) -> FileSystemCalls {
         var wrapped = calls
@@ -134,6 +142,22 @@ private final class HastyLine: HostLine {
         }
         if result is LogMarker, let marker = early.withLock({ $0 }) as? M.Result { return marker }
         return result
+    }
+    func close() { below.close() }
+}
+
+/// Says that the volume stands still, and asks no host for it.
+private final class LaxLine: HostLine {
+    private let below: HostClient
+    var path: String { below.path }
+    init(_ below: HostClient) { self.below = below }
+
+    func call<M: ControlMethod>(
+        _ method: M.Type, _ parameters: M.Parameters, timeout: Double
+    ) throws(AgentError) -> M.Result {
+        if let result = Empty() as? M.Result, M.name == VolumeFreezeMethod.name { return result }
+        if let result = VolumeThawMethod.Result(wasFrozen: true) as? M.Result { return result }
+        return try below.call(method, parameters, timeout: timeout)
     }
     func close() { below.close() }
 }

@@ -14,6 +14,8 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
         /// Nanoseconds.
         var time: Int64
         var bytes: [UInt8]
+        /// At the same moment those of all others.
+        var others: [UUID: [UInt8]]
     }
 
     unowned let world: World
@@ -47,9 +49,11 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
             .source, contents.enumerated().flatMap { SectorContents.make($1, sector: $0) })
         cache = SimulatedDisk(.cache, [UInt8](repeating: 0, count: plan.cacheBytes))
         cache.room = { [unowned self] in cacheLimit.map { $0 - cache.allocatedBytes } ?? .max }
-        let share = plan.sectors / plan.applications
+        // In a group the last one is the dependent writer's.
+        let sectors = plan.isGroup ? plan.sectors - 1 : plan.sectors
+        let share = sectors / plan.applications
         for index in 0..<plan.applications {
-            let region = index * share..<(index == plan.applications - 1 ? plan.sectors : (index + 1) * share)
+            let region = index * share..<(index == plan.applications - 1 ? sectors : (index + 1) * share)
             applications.append(Application(self, region: region, contents: Array(contents[region])))
         }
     }

@@ -16,6 +16,7 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     let main: SimulatedProcess
     private(set) var boot = UUID()
     private(set) var volumes: [SimulatedVolume] = []
+    private(set) var dependentWriter: DependentWriter?
     let files: SimulatedFileSystem
     private(set) var calls: DiskCalls!
     var agent: AgentProcess?
@@ -42,6 +43,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     var losesLines = false
     /// The copy that its agent's or its bridge's death has cut off last.
     var interrupted: String?
+    /// Names of which the last that happened is a copy that somebody was told to be complete.
+    var settled: Set<String> = []
     /// How many calls of the file system integrate still makes before it stands still; below 0: it does not.
     var callsOfIntegrate = -1
     static let integrate = "integrate"
@@ -60,7 +63,10 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         scheduler = Scheduler(seed: seed, main: main)
         files = SimulatedFileSystem(seed: seed)
         site = RestoreSite(size: plan.sectors * 512 / 4096 * 4096 + 8192)
-        volumes = [SimulatedVolume(self, name: "volume")]
+        volumes = (plan.isGroup ? ["a", "b"] : ["volume"]).map { SimulatedVolume(self, name: $0) }
+        if plan.isGroup {
+            dependentWriter = DependentWriter(self, volumes[0], volumes[1], sector: plan.sectors - 1)
+        }
         boot = .random(using: &scheduler.random)
         calls = DiskCalls(self)
         prepareFiles()
@@ -156,7 +162,8 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
     func addInstant(of epoch: UUID, in volume: SimulatedVolume) {
         instants[epoch] = SimulatedVolume.Instant(
             number: instants.count, volume: volume.uuid, time: Int64(scheduler.time),
-            bytes: volume.source.bytes)
+            bytes: volume.source.bytes,
+            others: volumes.reduce(into: [:]) { if $1 !== volume { $0[$1.uuid] = $1.source.bytes } })
     }
 
     // MARK: The run
@@ -165,9 +172,10 @@ final class World: @unchecked Sendable {  // touched by whose turn it is only
         Simulation.use(scheduler)
         defer { Simulation.use(nil) }
         for volume in volumes { volume.startHost() }
-        for application in volumes.flatMap(\.applications) {
+        for run in volumes.flatMap(\.applications).map({ $0.run }) + [dependentWriter].compactMap({ $0?.run })
+        {
             scheduler.start(in: main) { [unowned self] in
-                application.run()
+                run()
                 scheduler.wake(place)
             }
         }
