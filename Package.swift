@@ -3,6 +3,8 @@ import Foundation
 import PackageDescription
 
 let strict: [SwiftSetting] = [.treatAllWarnings(as: .error)]
+/// In release builds what is tested is optimized, not the tests: sooner built.
+let unoptimized: [SwiftSetting] = strict + [.unsafeFlags(["-Onone"], .when(configuration: .release))]
 
 let nio: [Target.Dependency] = [
     .product(name: "NIOCore", package: "swift-nio"),
@@ -16,7 +18,7 @@ func library(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 
 func tests(_ name: String, _ dependencies: [Target.Dependency], exclude: [String] = []) -> Target {
     .testTarget(
-        name: name, dependencies: ["TestSupport"] + dependencies, exclude: exclude, swiftSettings: strict)
+        name: name, dependencies: ["TestSupport"] + dependencies, exclude: exclude, swiftSettings: unoptimized)
 }
 
 /// What is fuzzed, and what lies beside its sources.

@@ -111,8 +111,10 @@ import Testing
         fixture.turnstile.open()
         a.join()
         b.join()
-        #expect(
-            try Set(fixture.changed(volume, fixture.next(volume, after: first))).isSuperset(of: [0, 1, 2]))
+        let changed = try Set(fixture.changed(volume, fixture.next(volume, after: first)))
+        #expect(changed.isSuperset(of: [0, 1]))
+        // B may have come when the next epoch was there already: then its original is in that one's log.
+        #expect(try changed.contains(2) || #require(volume.snapshot).bytes(at: 2 * 4096, count: 1) == [1])
     }
 
     /// writer A: the epoch is void on the cache, held │ others: wait for nothing │ agent: ends, and is told when it can
