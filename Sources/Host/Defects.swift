@@ -2,7 +2,7 @@ import FoundationEssentials
 import Glibc
 
 /// Ways to be wrong, to prove that the tests would notice. Nothing outside this package can turn one on, and the
-/// environment is asked in debug builds only.
+/// environment is asked in debug builds only, and in those that scripts/test makes (`-DDEFECTS`).
 package struct Defects: OptionSet, Sendable {
     package let rawValue: UInt8
     package init(rawValue: UInt8) { self.rawValue = rawValue }
@@ -23,9 +23,9 @@ package struct Defects: OptionSet, Sendable {
     /// Forgets changes that nobody had asked for before the host began anew once more.
     package static let forgetsEarlierChanges = Defects(rawValue: 1 << 6)
 
-    /// Of the variable `OUTBOARD_DEFECT`, in debug builds.
+    /// Of the variable `OUTBOARD_DEFECT`.
     static var ofEnvironment: Defects {
-        #if DEBUG
+        #if DEBUG || DEFECTS
             guard let value = getenv("OUTBOARD_DEFECT") else { return [] }
             switch String(cString: value) {
             case "preservesAfterWriting": return .preservesAfterWriting

@@ -82,23 +82,7 @@ final class MountedVolume: Sendable {
 
 /// The program that fills, uses and lists file systems by system calls alone.
 enum Witness {
-    static let program: String = {
-        let beside = URL(fileURLWithPath: Outboard.binary).deletingLastPathComponent().path
-        // OUTBOARD_BINARY may lie elsewhere than the tests' own build.
-        for directory in [beside, buildDirectory] {
-            if access(directory + "/FileSystemWitness", X_OK) == 0 { return directory + "/FileSystemWitness" }
-        }
-        preconditionFailure("FileSystemWitness is not built; run swift build --build-tests")
-    }()
-
-    private static let buildDirectory: String = {
-        var directory = URL(fileURLWithPath: "/proc/self/exe").resolvingSymlinksInPath()
-        repeat {
-            directory.deleteLastPathComponent()
-        } while directory.path != "/"
-            && access(directory.path + "/FileSystemWitness", X_OK) != 0
-        return directory.path
-    }()
+    static let program = Outboard.built("FileSystemWitness")
 
     @discardableResult
     static func run(_ arguments: [String]) throws -> ProgramResult {

@@ -4,17 +4,12 @@ import TestSupport
 
 /// The built program.
 enum Outboard {
-    /// Of the variable `OUTBOARD_BINARY`, else the one that was built beside these tests.
+    /// The one that was built beside these tests.
     static let binary: String = {
         // What tests start is not among what runs on this machine.
         setenv("OUTBOARD_RUN_DIRECTORY", "/var/tmp/outboard-test-run-\(geteuid())", 0)
-        return ProcessInfo.processInfo.environment["OUTBOARD_BINARY"] ?? built("outboard")
+        return built("outboard")
     }()
-
-    /// Only debug builds can be made to do wrong.
-    private static func binary(for environment: [String: String]) -> String {
-        environment["OUTBOARD_DEFECT"] == nil ? binary : built("outboard")
-    }
 
     /// A program that was built beside these tests.
     static func built(_ name: String) -> String {
@@ -30,21 +25,21 @@ enum Outboard {
             }
             directory.deleteLastPathComponent()
         }
-        preconditionFailure("the program \(name) is not built; run swift build, or set OUTBOARD_BINARY")
+        preconditionFailure("the program \(name) is not built; run swift build --build-tests")
     }
 
     /// Runs it to its end.
     static func run(
         _ arguments: [String], environment: [String: String] = [:], seconds: Double = 120
     ) throws -> ProgramResult {
-        try runProgram(binary(for: environment), arguments, environment: environment, seconds: seconds)
+        try runProgram(binary, arguments, environment: environment, seconds: seconds)
     }
 
     static func start(
         _ arguments: [String], environment: [String: String] = [:], keepsInputOpen: Bool = false
     ) throws -> ChildProcess {
         try ChildProcess(
-            binary(for: environment), arguments, environment: environment, keepsInputOpen: keepsInputOpen)
+            binary, arguments, environment: environment, keepsInputOpen: keepsInputOpen)
     }
 }
 
