@@ -135,10 +135,12 @@ final class CopyRunner: Sendable {
         state.withLockAndNotify { $0.failure = $0.failure ?? error }
     }
 
-    /// Of whole commands, and what the copy manager says of those in flight.
+    /// Of whole commands, and what the copy manager says of those in flight, as far as that can be.
     private func bytesDone() -> UInt64 {
         let (done, running) = state.withLock { ($0.done, $0.running) }
-        return running.reduce(done) { $0 + (copier.copiedBytes(of: $1, at: destination) ?? 0) }
+        return running.reduce(done) {
+            $0 + min(copier.copiedBytes(of: $1, at: destination) ?? 0, AgentLimits.commandBytes)
+        }
     }
 
     private func work(listIdentifier: UInt8) {

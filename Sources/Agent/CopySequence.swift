@@ -142,7 +142,8 @@ public final class CopySequence {
                 abandonedAt: now, phase: observer.current.phase, reason: failure.description,
                 exitStatus: failure.status.rawValue, epoch: epoch.number, epochUUID: epoch.uuid,
                 institutedAt: epoch.institutedAt,
-                secondsSinceInstitution: Double(now - epoch.institutedAt) / 1e9,
+                // The host's number may be any.
+                secondsSinceInstitution: (Double(now) - Double(epoch.institutedAt)) / 1e9,
                 cacheUsed: member.cacheUsed, cacheCapacity: member.cacheCapacity,
                 bytesCopied: member.copiedBytes))
     }

@@ -79,9 +79,9 @@ final class ProgressBar: Sendable {
         return parts.joined(separator: " ")
     }
 
-    /// `7s`, `2:07`, `1:02:07`.
+    /// `7s`, `2:07`, `1:02:07`. Others may have told the number: less than nothing is 0.
     static func duration(_ seconds: Double) -> String {
-        let all = Int(min(seconds, 359_999))
+        let all = Int(min(max(seconds, 0), 359_999))
         func two(_ n: Int) -> String { n < 10 ? "0\(n)" : "\(n)" }
         if all < 60 { return "\(all)s" }
         if all < 3600 { return "\(all / 60):\(two(all % 60))" }

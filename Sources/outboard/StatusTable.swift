@@ -55,8 +55,11 @@ extension StatusReport {
 
     fileprivate static func percent(_ part: Double) -> String { "\(Int(min(max(part, 0), 1) * 100))%" }
 
+    /// Bytes a second; what others tell may be any number.
+    private static let greatestRate = 1e18
+
     fileprivate static func rate(_ bytes: Double?) -> String {
-        bytes.map { ByteCount(UInt64($0)).rounded + "/s" } ?? ""
+        bytes.map { ByteCount(UInt64(min(max($0, 0), greatestRate))).rounded + "/s" } ?? ""
     }
 }
 
@@ -82,7 +85,7 @@ extension StatusReport.Host {
 extension StatusReport.Bridge {
     fileprivate var row: [String] {
         guard let status else { return [target, "", "", "", "", failure ?? ""] }
-        let errors = status.units.reduce(0) { $0 + $1.counters.errors.values.reduce(0, +) }
+        let errors = status.units.reduce(0) { $0 &+ $1.counters.errors.values.reduce(0, &+) }
         return [
             target, status.portals.joined(separator: ","), "\(status.sessions)",
             "\(status.copies.count) running, \(status.copiesDone) done, \(status.copiesFailed) failed",
