@@ -1,9 +1,10 @@
 import Blocks
 import OriginalImage
 
-/// The volume as of the epoch's instant but for what its copy had passed before it was overwritten, read-only, without any lock against writers: a preserved chunk is read
-/// from the cache; another from the source, and *then* looked at again: if it has become preserved meanwhile,
-/// the source may have been overwritten under the read, and the cache is read after all.
+/// The volume as of the epoch's instant, but for what its copy had passed before it was overwritten; read-only, without
+/// any lock against writers: a preserved chunk is read from the cache; another from the source, and *then* looked at
+/// again: if it has become preserved meanwhile, the source may have been overwritten under the read, and the cache is
+/// read after all.
 final class LogicalSnapshot: ReadOnlyStore {
     private let volume: CopyOnWriteVolume
     private let epoch: Epoch

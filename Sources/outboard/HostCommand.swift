@@ -121,7 +121,7 @@ struct HostOptions: ParsableArguments {
             "When the cache is full or fails: `abandon` the copy, so that applications notice nothing; `block` "
                 + "writes for up to 30 s, then abandon it; or `restart-from`, by which no write waits and the copy "
                 + "becomes one of a later instant: what was overwritten since the first is copied again. A write "
-                + "waits, or a copy begins anew, only while the agent that began it is there.",
+                + "waits for a full cache, or a copy begins anew, only while the agent that began it is there.",
             valueName: "abandon|block|restart-from"))
     var onCacheFull = CacheFullPolicy.abandon
 
