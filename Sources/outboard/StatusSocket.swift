@@ -8,6 +8,8 @@ import Host
 final class StatusSocket: Sendable {
     /// Seconds that a reader has to take it.
     private static let sendSeconds = 2
+    /// Nanoseconds until another try, where the system has no descriptor or memory for a reader.
+    private static let pauseNanoseconds: UInt64 = 50_000_000
 
     let path: String
     private let listener: Int32
@@ -26,7 +28,10 @@ final class StatusSocket: Sendable {
                     _ = fcntl(reader, F_SETFD, FD_CLOEXEC)
                     Self.tell(status, to: reader)
                     close(reader)
-                } else if ![EINTR, ECONNABORTED, EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(errno) {
+                } else if [EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(errno) {
+                    // Who waits to be accepted stays there: it would be refused again at once.
+                    BlockingThread.sleep(nanoseconds: Self.pauseNanoseconds)
+                } else if ![EINTR, ECONNABORTED].contains(errno) {
                     break
                 }
             }
