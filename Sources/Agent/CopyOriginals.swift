@@ -110,6 +110,12 @@ extension CopySequence {
             }
             return (geometry, entries)
         }
+        guard entries.0.volumeSize == member.status.size else {
+            throw AgentError(
+                .corrupt, doing: "reading the original image cache", to: member.status.cache,
+                because: "its log is of a volume of \(entries.0.volumeSize) bytes, and this one has "
+                    + "\(member.status.size)")
+        }
         let block = UInt64(max(cache.capacity.blockLength, copy.capacity.blockLength))
         let originals = RestorePlan(volumeOf: entries.0.volumeSize)
             .originals(in: VolumeMap(originals: entries.1, geometry: entries.0, base: 0))

@@ -329,9 +329,16 @@ public final class CopySequence {
         _ body: (SourceCheck, any BlockStore) throws(AgentError) -> Void
     ) throws(AgentError) {
         do throws(AgentError) {
+            let snapshot = try world.openSnapshot(member.status)
+            guard snapshot.size == member.status.size else {
+                throw AgentError(
+                    .unavailable, doing: "asking the host at", to: member.line.path,
+                    because: "its logical snapshot has \(snapshot.size) bytes, and its volume "
+                        + "\(member.status.size)",
+                    advice: "check that the socket is that of an `outboard host` of this version")
+            }
             let check = SourceCheck(
-                member: member, snapshot: try world.openSnapshot(member.status), bridge: copier.name,
-                cancellation: cancellation)
+                member: member, snapshot: snapshot, bridge: copier.name, cancellation: cancellation)
             try body(check, try world.openStore(member.status.cache, false))
         } catch {
             // The snapshot goes away when its epoch does, and the log may be another's: then that is the reason, not what
