@@ -55,7 +55,12 @@ public struct FileSystemCalls: Sendable {
     public var availableSpace: @Sendable (Int32) -> Outcome<UInt64> = { descriptor in
         var information = statvfs()
         return FileSystemCalls.nothing { Glibc.fstatvfs(descriptor, &information) }
-            .map { UInt64(information.f_bavail) * UInt64(information.f_frsize) }
+            .map {
+                // Some that do not know their space tell more than there can be.
+                let (bytes, isTooMany) = UInt64(information.f_bavail)
+                    .multipliedReportingOverflow(by: UInt64(information.f_frsize))
+                return isTooMany ? UInt64.max : bytes
+            }
     }
     /// Directory, path, mode.
     public var mkdirat: @Sendable (Int32, String, mode_t) -> Outcome<Void> = { directory, path, mode in

@@ -95,7 +95,11 @@ final class RestoreSite {
     ) throws(AgentError) -> FileDraft {
         let draft = try onCopy { () throws(CopyError) in try FileDraft(for: destination) }
         var status = statvfs()
-        if statvfs(draft.path, &status) == 0, UInt64(status.f_bavail) * UInt64(status.f_frsize) < space {
+        // Some that do not know their space tell more than there can be.
+        if statvfs(draft.path, &status) == 0,
+            case (let left, false) = UInt64(status.f_bavail)
+                .multipliedReportingOverflow(by: UInt64(status.f_frsize)), left < space
+        {
             throw AgentError(
                 .cannotCreate, doing: doing, to: destination,
                 because: "its file system has less than \(ByteCount(space).rounded) left",
