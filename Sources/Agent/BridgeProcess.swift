@@ -191,7 +191,9 @@ private final class Child: Sendable {
             var bytes = [UInt8](repeating: 0, count: AgentLimits.bridgeMessageBytes)
             let count = max(0, pread(messages, &bytes, bytes.count, state.told))
             // A line that is not whole yet is for the next call.
-            let whole = bytes[..<count].lastIndex(of: UInt8(ascii: "\n")).map { $0 + 1 } ?? 0
+            var whole = bytes[..<count].lastIndex(of: UInt8(ascii: "\n")).map { $0 + 1 } ?? 0
+            // One that is longer than all that is read at once is told in parts.
+            if whole == 0, count == bytes.count { whole = count }
             state.told += whole
             return Array(bytes[..<whole])
         }

@@ -89,7 +89,15 @@ extension Initiator: ThirdPartyCopier {
     public func store(
         of unit: UnitDescription, isCancelled: @escaping @Sendable () -> Bool
     ) throws(AgentError) -> any BlockStore {
-        try ISCSIStore(self, lun: unit.number, patience: Patience(isCancelled: isCancelled))
+        let store = try ISCSIStore(self, lun: unit.number, patience: Patience(isCancelled: isCancelled))
+        // All that is planned is within what it was; a cache may have grown.
+        guard store.size >= unit.size, store.unit.capacity.blockLength == unit.capacity.blockLength else {
+            throw AgentError(
+                .unavailable, doing: "using unit \(unit.number) of", to: name,
+                because: "it has \(store.size) bytes now and had \(unit.size), or blocks of another length",
+                advice: "see what has been done to it, and copy again")
+        }
+        return store
     }
 
     public func keepChecksums(

@@ -31,6 +31,8 @@ extension CopySequence {
         member.used = used
         member.usedFile = try onCopy { () throws(CopyError) in try member.draft.noteUsed(used) }
         member.checkpoints?.want(used.intersection(.whole(member.status.size)), member.usedFile)
+        // The record that is there may name the list that was replaced.
+        member.checkpoints?.note()
         for doubt in map.doubts { observer.notice("\(member.status.source): all of \(doubt)") }
     }
 

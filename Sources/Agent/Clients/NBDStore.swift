@@ -262,11 +262,15 @@ extension NBDStore {
         switch turn {
         case .take(let handle): return handle
         case .connect:
-            do throws(AgentError) { return try Self.connect(address) } catch {
-                // One connection fewer, then: those that stand are enough.
-                pool.withLock { $0.count -= 1 }
-                return pool.wait { $0.idle.popLast() }
-            }
+            do throws(AgentError) {
+                let handle = try Self.connect(address)
+                // Another size is another server's, started meanwhile.
+                if UInt64(bitPattern: nbd_get_size(handle.pointer)) == size { return handle }
+                nbd_close(handle.pointer)
+            } catch {}
+            // One connection fewer, then: those that stand are enough.
+            pool.withLock { $0.count -= 1 }
+            return pool.wait { $0.idle.popLast() }
         }
     }
 
