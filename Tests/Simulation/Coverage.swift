@@ -2,7 +2,7 @@
 /// never met proves nothing).
 enum FaultSite: String, CaseIterable, Comparable {
     case sourceReadError, sourceWriteError, sourceFlushError, sourceStall
-    case cacheReadError, cacheWriteError, cacheFlushError, cacheStall, cacheOutOfSpace
+    case cacheReadError, cacheWriteError, cacheFlushError, cacheStall, cacheOutOfSpace, headerDecayed
     case copyReadError, copyWriteError, copyFlushError, copyStall, copyOutOfSpace
     case shortTransfer, interruptedCall, refusedSubmission, partialSubmission, requestInFlightAtDeath
     case hostKilled, hostKilledInOpenEpoch, bridgeKilled, agentKilled, powerCut, powerCutInOpenEpoch

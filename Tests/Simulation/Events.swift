@@ -9,7 +9,7 @@ import TestSupport
 /// What happens in a run, and the judge of its copies.
 extension World {
     func happen() {
-        let dice = draw(24)
+        let dice = draw(25)
         turnsAtEvent = scheduler.turnsTaken
         trace("event \(dice)")
         switch dice {
@@ -28,6 +28,7 @@ extension World {
             judgeCopies()
         case 12...14: integrate()
         case 15...17: startRestore()
+        case 18 where plan.hasFaults: anyVolume.decay()
         default: startCopy()
         }
     }

@@ -18,6 +18,8 @@ enum SeededDefect: String, CaseIterable {
     case logWithoutFlush
     /// An epoch that is void does not say so on its cache.
     case voidNotRecorded
+    /// A batch's header is believed without its checksum; which is as if that of one that has decayed did fit.
+    case headerUnchecked
     /// The marker is that of a moment before the bridge had finished.
     case markerTooEarly
     /// A copy gets its name before its files are flushed.

@@ -171,6 +171,13 @@ final class SimulatedDisk: @unchecked Sendable {
         }
     }
 
+    /// The medium has other bytes at that place from now on.
+    func decay(at offset: Int, to changed: [UInt8]) {
+        changed.withUnsafeBytes { write($0, at: offset) }
+        keepDurably(offset, changed.count)
+        failures += 1
+    }
+
     private func fitStable() {
         if stable.count < bytes.count {
             stable.append(contentsOf: repeatElement(0, count: bytes.count - stable.count))

@@ -29,8 +29,9 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
     private(set) var applications: [Application] = []
     /// How much of the cache can be allocated, bytes; nil: all.
     var cacheLimit: Int?
-    /// Epochs that became void while the cache took no record of it, and whose host died then.
-    private var unrecorded: Set<UUID> = []
+    /// Epochs that became void while the cache took no record of it, and whose host died then; and those of whose log a
+    /// header has decayed.
+    private var doubtful: Set<UUID> = []
     /// A host died while its cache refused superblocks: each of the two may be there in part.
     private var isCacheInDoubt = false
 
@@ -131,9 +132,33 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
         case .void:
             world.mark(.epochVoid)
             // The one case that the log's article leaves: the cache refuses the record until the host dies.
-            if !log.isRecorded, cache.failures > 0 { unrecorded.insert(epoch.uuid) }
+            if !log.isRecorded, cache.failures > 0 { doubtful.insert(epoch.uuid) }
         case .ended, .released: break
         }
+    }
+
+    /// A bit of a batch's header in the log of the open epoch is another from now on.
+    func decay() {
+        guard let host, host.isServing, let epoch = host.volume?.log.epoch, epoch.state == .open else {
+            return
+        }
+        let uuid = withUnsafeBytes(of: epoch.uuid.uuid) { Array($0) }
+        let headers = stride(from: Int(LogFormat.firstBatch), to: cache.bytes.count - 4095, by: 4096)
+            .filter { cache.bytes[$0 + 8..<$0 + 24].elementsEqual(uuid) }
+        guard !headers.isEmpty else { return }
+        let place = headers[Int(world.draw(UInt64(headers.count)))]
+        var header = Array(cache.bytes[place..<place + 4096])
+        let entries = header.withUnsafeBytes { $0.bigEndian(at: 32, as: UInt32.self) }
+        header[Int(world.draw(40 + 16 * min(UInt64(entries), 250)))] ^= 1 << UInt8(world.draw(8))
+        if world.defect == .headerUnchecked {
+            header.withUnsafeMutableBytes {
+                let sum = CRC32C.checksum(UnsafeRawBufferPointer(rebasing: $0[..<4092]))
+                $0.storeBigEndian(sum, at: 4092)
+            }
+        }
+        cache.decay(at: place, to: header)
+        doubtful.insert(epoch.uuid)
+        world.mark(.headerDecayed)
     }
 
     func note(_ finding: OriginalImageLog.Finding) {
@@ -157,7 +182,7 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
         guard world.failure == nil, let host, host.isServing, let volume = host.volume,
             let epoch = volume.log.epoch, epoch.state == .open,
             let instant = world.instants[epoch.uuid]?.bytes,
-            !unrecorded.contains(epoch.uuid),
+            !doubtful.contains(epoch.uuid),
             // One read after another, each of which stalls, would take longer than a run may.
             source.faults.stall + cache.faults.stall < 1
         else { return }

@@ -49,7 +49,7 @@ import Testing
         return list?.output.split(separator: "\n").map(String.init) ?? []
     }()
 
-    @Test func theDefectsAreFourteen() { #expect(Self.defects.count == 14) }
+    @Test func theDefectsAreFifteen() { #expect(Self.defects.count == 15) }
 
     @Test func whatItIsAskedMustMakeSense() throws {
         for arguments in [["0"], ["1", "0"], ["1", "10001"], ["1", "1", "noDefect"], ["x", "1"]] {
