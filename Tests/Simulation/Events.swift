@@ -55,6 +55,11 @@ extension World {
             volume.cacheLimit = volume.cache.allocatedBytes + Int(draw(8)) * 4096
         } else {
             volume.cache.faults = illness()
+            guard draw(4) == 0 else { return }
+            // It takes nothing any more, and its host dies of that as it seems.
+            volume.cache.faults.write = 1
+            scheduler.sleep(draw(20_000_000))
+            volume.killHost()
         }
     }
 
@@ -131,6 +136,10 @@ extension World {
         // An administrator resumes what was cut off, but not always, and now and then in vain.
         let resumes = interrupted != nil && draw(4) != 0
         startCopy(to: resumes ? interrupted! : Self.copies[Int(draw(2))], resumes: resumes)
+        if plan.hasFaults, draw(8) == 0 {
+            scheduler.sleep(draw(25_000_000))
+            anyVolume.decay()
+        }
         guard plan.hasFaults, draw(5) == 0 else { return }
         // It takes little longer than that, most often: else few would die while there is something to resume.
         scheduler.sleep(draw(25_000_000))

@@ -148,8 +148,13 @@ final class SimulatedVolume: @unchecked Sendable {  // touched by whose turn it 
         guard !headers.isEmpty else { return }
         let place = headers[Int(world.draw(UInt64(headers.count)))]
         var header = Array(cache.bytes[place..<place + 4096])
-        let entries = header.withUnsafeBytes { $0.bigEndian(at: 32, as: UInt32.self) }
-        header[Int(world.draw(40 + 16 * min(UInt64(entries), 250)))] ^= 1 << UInt8(world.draw(8))
+        let entries = min(header.withUnsafeBytes { UInt64($0.bigEndian(at: 32, as: UInt32.self)) }, 250)
+        // Most bits make a header that leads nowhere; the last ones of a chunk's address lead to another chunk.
+        if world.draw(2) == 0 {
+            header[Int(40 + 16 * world.draw(max(entries, 1)) + 7)] ^= 1 << UInt8(world.draw(4))
+        } else {
+            header[Int(world.draw(40 + 16 * entries))] ^= 1 << UInt8(world.draw(8))
+        }
         if world.defect == .headerUnchecked {
             header.withUnsafeMutableBytes {
                 let sum = CRC32C.checksum(UnsafeRawBufferPointer(rebasing: $0[..<4092]))
