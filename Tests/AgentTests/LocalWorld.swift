@@ -394,7 +394,12 @@ final class LocalBridge: BridgeConnection {
             started.withLockAndNotify { $0 = result }
         }
         do { target = try started.wait { $0 }.get() } catch {
-            throw AgentError(.inputMissing, doing: "starting a bridge", to: "", because: "\(error)")
+            var status = AgentError.ExitStatus.inputMissing
+            // As a bridge's process says it. A child that another test starts has our locks until its program begins.
+            if case BridgeError.storage(_, let failure) = error, failure.kind == .locked {
+                status = .tryAgain
+            }
+            throw AgentError(status, doing: "starting a bridge", to: "", because: "\(error)")
         }
         initiator = try Initiator(BridgeAddress(host: "127.0.0.1", port: target.port, targetName: name))
     }
