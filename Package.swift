@@ -18,7 +18,8 @@ func library(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
 
 func tests(_ name: String, _ dependencies: [Target.Dependency], exclude: [String] = []) -> Target {
     .testTarget(
-        name: name, dependencies: ["TestSupport"] + dependencies, exclude: exclude, swiftSettings: unoptimized)
+        name: name, dependencies: ["TestSupport"] + dependencies, exclude: exclude, swiftSettings: unoptimized
+    )
 }
 
 /// What is fuzzed, and what lies beside its sources.
