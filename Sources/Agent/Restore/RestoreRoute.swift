@@ -100,9 +100,10 @@ final class RestoreRoute {
         if let path = data.path, let theirs = unit.storage, theirs.boot == MachineBoot.identifier,
             let ours = world.storageName(path)
         {
-            // The bridge may have opened it before the copy was replaced: what differs may lie anywhere.
-            guard theirs == ours else { throw wrong }
-            return
+            if theirs == ours { return }
+            // The bridge may have opened it before the copy was replaced: what differs may lie anywhere. A device may be
+            // one over our file.
+            guard theirs.isBlockDevice || ours.isBlockDevice else { throw wrong }
         }
         let store = try copier.store(of: unit, isCancelled: isStopped)
         for place in samplePlaces(of: min(end, unit.size), block: 4096, count: AgentLimits.samples) {
