@@ -71,7 +71,8 @@ public final class OriginalImageLog: Sendable {
 
     deinit { recorder.withLockAndNotify { $0.isClosed = true } }
 
-    /// Opens the log in `store`, makes one there if the store is blank, and recovers an open epoch.
+    /// Opens the log in `store`, makes one there if the store is blank, and recovers an open epoch. At return what was found is on
+    /// stable storage.
     public init(_ store: any BlockStore, settings: Settings) throws(LogError) {
         let available = min(settings.capacity ?? store.size, store.size)
         let capacity = min(available, LogLimits.volumeBytes).roundedDown(to: LogFormat.blockSize)
@@ -107,6 +108,9 @@ public final class OriginalImageLog: Sendable {
                     }
                 }
             }
+            // What a host that was killed had in flight reads as what is safe does. It has to be safe, too, before the source
+            // is overwritten because of it: a power cut would take it, and leave what it followed.
+            try onStore { () throws(StoreError) in try store.flush() }
         } else {
             finding = .blank
             state = Monitor(

@@ -121,6 +121,18 @@ import Testing
         #expect(try found(store)?.state == .open)
     }
 
+    /// What was found may have been in flight when a host was killed: there is no log before it is flushed.
+    @Test(arguments: [false, true]) func whatIsFoundIsFlushed(ended: Bool) throws {
+        let store = TroubledStore(try Fixture.store(durability: .power, ended: ended))
+        store.suffer(.notFlushed)
+        #expect(throws: LogError.store(StoreError(.io, errno: 5))) {
+            try OriginalImageLog(store, settings: Fixture.settings(.power))
+        }
+        store.suffer(.none)
+        let log = try OriginalImageLog(store, settings: Fixture.settings(.power))
+        #expect(log.finding == (ended ? .retained : .resumed(entries: 6)))
+    }
+
     @Test func countersHaveAnEnd() throws {
         let limit = LogLimits.counter
         var superblock = LogSuperblock(

@@ -11,6 +11,8 @@ final class TroubledStore: BlockStore {
         case refusedAt(UInt64)
         /// All is written, but not flushed.
         case writtenAndFailed
+        /// All is written, and a flush fails.
+        case notFlushed
     }
 
     private struct State {
@@ -55,11 +57,14 @@ final class TroubledStore: BlockStore {
         case .writtenAndFailed:
             try below.write(buffer, at: offset, durable: durable)
             throw StoreError(.io, errno: 5)
-        case .none, .refusedAt: try below.write(buffer, at: offset, durable: durable)
+        case .none, .refusedAt, .notFlushed: try below.write(buffer, at: offset, durable: durable)
         }
     }
     func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
         try below.writeZeroes(range, options: options)
     }
-    func flush() throws(StoreError) { try below.flush() }
+    func flush() throws(StoreError) {
+        if case .notFlushed = state.withLock({ $0.trouble }) { throw StoreError(.io, errno: 5) }
+        try below.flush()
+    }
 }
