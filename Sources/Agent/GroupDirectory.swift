@@ -22,23 +22,13 @@ struct GroupDirectory {
                 error.code, doing: "making the directory of the copies", to: path, otherwise: .cannotCreate)
         }
         // Also of one that was there: who made it may have died before this.
-        do throws(Errno) { try Self.synchronize(Self.parent(of: path), files) } catch {
-            throw AgentError.system(error.code, doing: "flushing the directory that has", to: path)
-        }
+        try onCopy { () throws(CopyError) in try files.synchronizeDirectory(Self.parent(of: path)) }
     }
 
     private static func parent(of path: String) -> String {
         let names = path.split(separator: "/")
         let parent = names.dropLast().joined(separator: "/")
         return path.hasPrefix("/") ? "/" + parent : parent.isEmpty ? "." : parent
-    }
-
-    private static func synchronize(_ path: String, _ files: FileSystemCalls) throws(Errno) {
-        let descriptor = try files.openat(
-            FileSystemCalls.noDirectory, path, O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0
-        ).get()
-        defer { files.close(descriptor) }
-        try files.fsync(descriptor).get()
     }
 
     /// Only an empty one goes: what else came into it meanwhile is somebody's.

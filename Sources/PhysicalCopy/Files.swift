@@ -257,3 +257,10 @@ struct Files: Sendable {
         return "/" + parts.joined(separator: "/")
     }
 }
+
+extension FileSystemCalls {
+    /// Makes what was done in a directory durable.
+    package func synchronizeDirectory(_ path: String) throws(CopyError) {
+        try Files(self).synchronizeDirectory(path)
+    }
+}
