@@ -43,7 +43,8 @@ import Testing
         let world = LocalWorld()
         let volume = try world.addVolume("v", size: Self.size, seed: 2)
         world.state.withLock {
-            $0.before["snapshot.end v"] = {
+            // Behind the instant, and before a byte is copied: what the copy has passed has no original any more.
+            $0.before["open snapshot"] = {
                 do { try volume.volume.write([UInt8](repeating: 7, count: 100), at: 65_536 + 20_000) } catch {
                     preconditionFailure("\(error)")
                 }
