@@ -277,10 +277,16 @@ import Testing
     /// next.
     @Test func anEpochThatIsFullBeforeItHasBegun() throws {
         let (volume, cache) = try fixture.volume()
-        let writers = Monitor<Worker?>(nil)
+        let (isHeld, writers) = (Monitor(false), Monitor<Worker?>(nil))
         cache.midWrite.withLock {
             $0 = {
-                guard volume.epoch != nil, writers.withLock({ $0 == nil }) else { return }
+                guard volume.epoch != nil else { return }
+                // Decided before there is a writer, whose originals come here, too.
+                let isFirst = isHeld.withLock { held in
+                    defer { held = true }
+                    return !held
+                }
+                guard isFirst else { return }
                 let worker = Worker { for chunk: UInt64 in 0..<3 { try volume.write([2], at: chunk * 4096) } }
                 writers.withLock { $0 = worker }
                 while volume.control.withLock({ $0.restarting }) == nil { sched_yield() }
