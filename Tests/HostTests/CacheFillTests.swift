@@ -94,6 +94,43 @@ import Testing
         #expect(asked == 10)
     }
 
+    /// `volume.status` foretells when a cache that fills at one pace is full, and then it is.
+    @Test func whatIsForetoldComesTrue() async {
+        await #expect(processExitsWith: .success) {
+            let clock = PatientClock.start()
+            let volume = try CopyOnWriteVolume(
+                source: FaultyStore([UInt8](repeating: 1, count: 64 * 4096)),
+                cache: FaultyStore(size: 40 * 8192), settings: Fixture.settings(), defects: [])
+            let place = HostDescriptor(source: "/s", cache: "/c", uris: [], socket: "/n")
+            var status: VolumeStatus { volume.status(of: place) }
+            _ = try volume.begin(holder: EpochHolder())
+            #expect(status.secondsToFull == nil)
+            var next: UInt64 = 0
+            /// A batch of two blocks.
+            func preserveOne() throws {
+                try volume.write([2], at: next * 4096)
+                next += 1
+            }
+            try preserveOne()
+            #expect(status.secondsToFull == nil)
+            for _ in 0..<5 {
+                clock.pass(seconds: 2)
+                try preserveOne()
+            }
+            let batchesLeft = (status.cacheCapacity - status.cacheUsed) / 8192
+            let told = try #require(status.secondsToFull)
+            #expect(batchesLeft == 33 && abs(told - 66) < 1e-6, "\(told)")
+            for left in stride(from: 64.0, through: 0, by: -2) {
+                clock.pass(seconds: 2)
+                try preserveOne()
+                #expect(abs((status.secondsToFull ?? -1) - left) < 1e-6, "\(status.secondsToFull ?? -1)")
+            }
+            #expect(status.cacheUsed == status.cacheCapacity && status.epoch?.state == .open, "\(status)")
+            try preserveOne()
+            #expect(status.epoch?.state == .void && status.secondsToFull == nil)
+        }
+    }
+
     @Test func onlyAnOpenEpochHasOne() throws {
         let volume = try CopyOnWriteVolume(
             source: FaultyStore(size: 64 * 4096), cache: FaultyStore(size: 1 << 20),

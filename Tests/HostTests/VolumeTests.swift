@@ -191,11 +191,31 @@ import Testing
         #expect(volume.epochStatus?.state == .void)
     }
 
-    @Test func aBlockedWriteAbandonsAtItsTimeout() throws {
-        let (volume, _) = try volume(8192 + 8192, Fixture.settings(policy: .block, blockSeconds: 0.05))
-        _ = try volume.begin(holder: EpochHolder())
-        for chunk in 0..<3 { try volume.write([2], at: UInt64(chunk) * 4096) }
-        #expect(volume.epochStatus?.state == .void)
+    /// For as long as is allowed, and not a nanosecond longer; half a minute where nothing else is said.
+    @Test func aBlockedWriteAbandonsAtItsTimeout() async {
+        await #expect(processExitsWith: .success) {
+            let clock = PatientClock.start()
+            for (allowed, fails) in [(0.05, false), (0.5, true), (HostLimits.blockSeconds, false)] {
+                let cache = FaultyStore(size: 8192 + 8192)
+                var settings = VolumeSettings(
+                    uuid: Fixture.volume, chunkSize: 4096, durability: .process, onCacheFull: .block,
+                    boot: Fixture.boot)
+                if allowed != HostLimits.blockSeconds { settings.blockSeconds = allowed }
+                let volume = try CopyOnWriteVolume(
+                    source: FaultyStore([UInt8](repeating: 1, count: 40_960)), cache: cache,
+                    settings: settings, defects: [])
+                _ = try volume.begin(holder: EpochHolder())
+                try volume.write([2], at: 0)
+                cache.failsWrites.store(fails, ordering: .relaxed)
+                let start = clock.now
+                try volume.write([2], at: 4096)
+                #expect(clock.now - start == UInt64(allowed * 1e9), "\(allowed) \(fails)")
+                try volume.write([2], at: 8192)
+                #expect(clock.now - start == UInt64(allowed * 1e9))
+                #expect(volume.epochStatus?.state == .void)
+                #expect(try volume.bytes(at: 4096, count: 1) == [2])
+            }
+        }
     }
 
     @Test func aBlockedWriteGoesOnWhenTheCacheComesBack() throws {

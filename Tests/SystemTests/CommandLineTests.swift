@@ -1,6 +1,9 @@
+import Agent
 import Foundation
 import TestSupport
 import Testing
+
+@testable import outboard
 
 /// What scripts rely on: exit statuses, what goes to which stream, `--json`; and what people read: `--help`, progress.
 @Suite(.serialized) struct CommandLineTests {
@@ -165,6 +168,43 @@ import Testing
         let drawn = terminal.output.split(separator: "\r").filter { $0.contains("copying [") }
         #expect(drawn.contains { $0.contains("B/s ETA ") && $0.contains(" cache 0%") }, "\(terminal)")
         #expect(drawn.contains { $0.contains("] 100% 6MiB") }, "\(terminal)")
+    }
+
+    @Test func theProgressLineTellsAll() {
+        func line(_ fill: Double?, _ left: Double?) -> String {
+            ProgressBar.line(
+                phase: "copying", done: 5 << 20, total: 20 << 20, seconds: 2, cacheFill: fill,
+                secondsToFull: left)
+        }
+        let copied = "copying [######------------------] 25% 5MiB 2.50MiB/s ETA 6s"
+        #expect(line(nil, nil) == copied)
+        #expect(line(0.418, nil) == copied + " cache 41%")
+        #expect(line(0.418, 750.4) == copied + " cache 41%, full in 12:30")
+        #expect(line(1, 3727) == copied + " cache 100%, full in 1:02:07")
+        // Of a host that tells what cannot be.
+        #expect(line(7, -1) == copied + " cache 100%, full in 0s")
+    }
+
+    /// A cache that fills while a copy runs: when it is full stands on the terminal.
+    @Test func theForecastIsOnTheProgressLine() throws {
+        let scratch = try ScratchDirectory()
+        try makePatternFile(scratch("volume.img"), count: 32 << 20)
+        let host = try HostProcess(scratch, options: ["--chunk-size", "4KiB"])
+        let copy = [Outboard.binary, "copy", "--host", host.control, "--max-rate", "256KiB", "--to"]
+        let terminal = try ChildProcess(
+            "script", ["-qefc", (copy + [scratch("shown")]).joined(separator: " "), "/dev/null"])
+        defer { terminal.stop() }
+        try waitUntil("the epoch is open") { try host.status().epoch?.state == .open }
+        let store = try NBDStore(.unixSocket(host.socket, export: ""))
+        // From the end, so that the copy is never there before.
+        var place = UInt64(32 << 20)
+        try waitUntil("the forecast is on the terminal") {
+            place -= 4096
+            try store.write([UInt8](repeating: 1, count: 4096), at: place)
+            return terminal.output.contains(", full in ")
+        }
+        let told = try #require(terminal.output.firstMatch(of: /cache \d+%, full in [\d:]+s?/))
+        #expect(terminal.output[..<told.range.lowerBound].contains("copying ["), "\(terminal.output)")
     }
 
     @Test func whatIsInUseSaysSoByItsStatus() throws {

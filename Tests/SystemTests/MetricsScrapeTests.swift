@@ -116,14 +116,38 @@ import Testing
         #expect(during.value("outboard_host_frozen") == 0 && during.value("outboard_host_flush_failed") == 0)
         #expect(
             during.value("outboard_host_info", ["volume": status.volumeUUID, "source": status.source]) == 1)
+        let more = try expectForecast(address, control, store)
 
         // More than the cache takes.
         try store.write([UInt8](repeating: 3, count: 8 << 20), at: 0)
         let after = try scrape(address)
         #expect(after.value("outboard_host_epoch_state", ["state": "void"]) == 1)
-        #expect(after.value("outboard_host_written_bytes_total") == Double(20 * 4096 + 8 << 20))
+        #expect(after.value("outboard_host_written_bytes_total") == Double(20 * 4096 + 8 << 20) + more)
         _ = try control.call(CacheReleaseMethod.self, EpochParameters(epoch: epoch.uuid))
         #expect(try scrape(address).value("outboard_host_epoch_state", ["state": "released"]) == 1)
+    }
+
+    /// Writes a block of one more chunk each time, from the tenth on, until the cache has been filled for a second.
+    /// - Returns: bytes written.
+    private func expectForecast(
+        _ address: String, _ control: HostClient, _ store: NBDStore
+    ) throws -> Double {
+        var chunk: UInt64 = 10
+        var told: Double?
+        try waitUntil("the forecast is told") {
+            try store.write([UInt8](repeating: 4, count: 4096), at: chunk << 16)
+            chunk += 1
+            usleep(200_000)
+            told = try scrape(address).value("outboard_host_cache_seconds_to_full")
+            return told != nil
+        }
+        let status = try control.call(VolumeStatusMethod.self, Empty())
+        let (used, left) = (Double(status.cacheUsed), Double(status.cacheCapacity - status.cacheUsed))
+        // At most what the whole epoch has taken came in the second at least, and a chunk at least in the ten at most, that
+        // it goes by.
+        let bounds = left / (used - 8192)...left / 65_536 * 11
+        #expect(told.map(bounds.contains) == true, "\(told ?? -1) of \(status)")
+        return Double(chunk - 10) * 4096
     }
 
     @Test func aBridgeTellsWhatItDid() throws {
