@@ -26,7 +26,7 @@ struct BackupCommand: AsyncParsableCommand {
 
             EXIT STATUS: 0 written and flushed; 64 usage; 65 the copy does not verify; 66 no such copy; 69 the \
             bridge that has the data is unreachable; 73 --to exists or cannot be made, or is full; 74 \
-            input/output error; 75 stopped; 77 not permitted.
+            input/output error; 75 the copy was abandoned, or stopped; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

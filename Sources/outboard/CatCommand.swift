@@ -19,7 +19,7 @@ struct CatCommand: AsyncParsableCommand {
             EXIT STATUS: 0 all written, or nobody reads it any more; 64 usage; 65 the table of contents or an \
             original image does not verify; 66 no such copy or file, or it has no table of contents; 69 the \
             bridge that has the data is unreachable; 74 input/output error, or the content cannot be read by \
-            extents; 77 not permitted.
+            extents; 75 the copy was abandoned; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

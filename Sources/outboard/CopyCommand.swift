@@ -26,23 +26,25 @@ struct CopyCommand: AsyncParsableCommand, LoggingCommand {
 
             While the volume is copied, what is copied is flushed every few seconds and noted in the draft. The host then \
             keeps no originals of it any more, so that less cache is needed; not before the table of contents is \
-            there, which needs them. When the bridge dies, the copy stops with exit status 69 and keeps the draft and the \
+            there, which needs them, and not with --keep-epoch. When the bridge dies, the copy stops with exit status 69 and keeps the draft and the \
             epoch; when this process dies, they stay likewise. The same command with --resume goes on from there as long as \
             the host runs and its cache is not full, and reads nothing of the volume again that was flushed; for the checksums \
             that part of the copy is read back. Without --resume the next copy releases the epoch, clears the draft, and \
             begins anew.
 
-            When the cache becomes full, the copy is abandoned with exit status 75, unless the host's policy is \
-            restart-from: then the host begins anew, what was overwritten is copied again, and the copy is as of that \
-            later instant, which is told. That goes for one volume; of several, which must have one instant, the copies are \
-            abandoned.
+            When the cache becomes full, the host's policy decides (--on-cache-full): with abandon the copy is abandoned, with \
+            exit status 75; with block the applications wait up to 30 s for room (`outboard grow`), then it is. With \
+            restart-from the host begins anew, what was overwritten is copied again, and the copy is as of that later \
+            instant, which is told; the ninth time it is abandoned. That goes for one volume; of several, which must have \
+            one instant, the copies are abandoned.
 
             The bridge sums up what it copies as it passes, and the sums are kept with the copy; what it does not know is \
             read back.
 
-            The copy is a directory: manifest.json, data.img, checksums, toc.sqlite. Nothing has its final name before it is \
-            complete and flushed. SIGINT, SIGTERM and SIGHUP end the epoch, thaw, and leave nothing half made; \
-            exit status 75. A third signal ends at once, but never while applications stand still.
+            The copy is a directory: manifest.json, data.img, checksums, toc.sqlite. No copy has its final name before it is \
+            complete and flushed. One that fails after the instant, and cannot be resumed, leaves in --to, if nothing else is \
+            there, a manifest.json that says why: every command refuses it, and the next copy replaces it. SIGINT, SIGTERM \
+            and SIGHUP end the epoch, thaw, and leave nothing half made; exit status 75. A third signal ends at once, but never while applications stand still.
 
             Several --host make one group with one instant; each volume gets a directory of its own in --to, \
             named after its control socket without what follows the last dot.

@@ -16,7 +16,7 @@ struct FindCommand: ParsableCommand {
 
             EXIT STATUS: 0 done, whether something was found or not; 64 usage; 65 the manifest or the table of \
             contents is damaged; 66 no such copy, or no table of contents (outboard toc builds one); 73 the copy is \
-            being changed; 77 not permitted.
+            being changed; 75 it was abandoned; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

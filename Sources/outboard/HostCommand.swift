@@ -18,12 +18,12 @@ struct HostCommand: AsyncParsableCommand, LoggingCommand {
             The host stays in the foreground and prints one line on standard output when it serves:
                 ready NBD-URI CONTROL-SOCKET
             SIGINT and SIGTERM stop it: it accepts nothing more, finishes the requests it has, flushes and \
-            exits with 0. A second signal ends it at once; what was flushed stays safe, and the cache \
-            resumes an open epoch at the next start.
+            exits with 0. A second signal ends it at once; what was flushed stays safe, and the next start \
+            goes on with an open epoch, unless originals are missing from its cache.
 
             The original image cache is a file or a block device. A file that does not exist is made, of \
-            --cache-size bytes, sparse. It must hold what applications overwrite while a copy runs, once \
-            for each chunk; when it is full, --on-cache-full decides, and `outboard grow` helps before.
+            --cache-size bytes, sparse. It must hold what applications overwrite while a copy runs and does not \
+            have yet, once for each chunk; when it is full, --on-cache-full decides, and `outboard grow` helps before.
 
             EXAMPLE:
                 outboard host --source /dev/vg0/data --cache /dev/vg0/data-cache \\
@@ -119,9 +119,11 @@ struct HostOptions: ParsableArguments {
     @Option(
         help: ArgumentHelp(
             "When the cache is full or fails: `abandon` the copy, so that applications notice nothing; `block` "
-                + "writes for up to 30 s, then abandon it; or `restart-from`, by which no write waits and the copy "
-                + "becomes one of a later instant: what was overwritten since the first is copied again. A write "
-                + "waits for a full cache, or a copy begins anew, only while the agent that began it is there.",
+                + "writes for up to 30 s, then abandon it; or `restart-from`: no write waits for the cache, but all do "
+                + "at the gate of another institution, 10 s at most, and the copy becomes one of that later instant: "
+                + "what was overwritten since the first is copied again. So 8 times at most, then it is abandoned, "
+                + "as are copies of several volumes at one instant the first time. A write waits for a full cache, "
+                + "or a copy begins anew, only while the agent that began it is there.",
             valueName: "abandon|block|restart-from"))
     var onCacheFull = CacheFullPolicy.abandon
 

@@ -13,7 +13,7 @@ struct IntegrateCommand: ParsableCommand {
 
             EXIT STATUS: 0 integrated; 64 usage; 65 the copy does not verify; 66 no such copy; 69 the bridge \
             that has the data is unreachable; 73 another process uses the copy, or the disk is full; 74 \
-            input/output error; 77 not permitted, or a read-only unit.
+            input/output error; 75 the copy was abandoned; 77 not permitted, or a read-only unit.
             """)
 
     @Argument(help: "The copy's directory.")

@@ -22,7 +22,7 @@ struct ListCommand: ParsableCommand {
 
             EXIT STATUS: 0 listed; 64 usage; 65 the manifest or the table of contents is damaged; 66 no such copy, \
             no table of contents (outboard toc builds one), no such path, or a file system whose files cannot be \
-            listed; 73 the copy is being changed; 77 not permitted.
+            listed; 73 the copy is being changed; 75 it was abandoned; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

@@ -19,8 +19,8 @@ struct MountCommand: AsyncParsableCommand {
                 qemu-img convert -O qcow2 'nbd+unix:///?socket=/tmp/monday.sock' monday.qcow2
 
             EXIT STATUS: 0 interrupted; 64 usage; 65 the copy does not verify; 66 no such copy; 69 the bridge that \
-            has the data is unreachable; 73 the socket cannot be made; 74 input/output error; 75 somebody else \
-            serves there; 77 not permitted.
+            has the data is unreachable; 73 the socket cannot be made; 74 input/output error; 75 the copy was \
+            abandoned, or somebody else serves there; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

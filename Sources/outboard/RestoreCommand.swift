@@ -45,8 +45,8 @@ struct RestoreVolumeCommand: AsyncParsableCommand, LoggingCommand {
 
             EXIT STATUS: 0 restored and flushed; 64 usage, or --host serves something else; 65 the copy does \
             not verify; 66 no such copy; 69 host or bridge unreachable; 73 --to exists, is too small, or its \
-            disk is full; 74 input/output error; 75 stopped, or --to is in use; 77 not permitted, or wrong \
-            credentials.
+            disk is full; 74 input/output error; 75 stopped, --to is in use, or the copy was abandoned; \
+            77 not permitted, or wrong credentials.
             """)
 
     @OptionGroup var source: RestoreSourceOptions

@@ -32,8 +32,8 @@ struct RestoreExtentsCommand: AsyncParsableCommand, LoggingCommand {
 
             EXIT STATUS: 0 restored and flushed; 64 usage, or a range beyond the volume's end; 65 what is \
             touched does not verify; 66 no such copy; 69 host or bridge unreachable; 73 the destination exists, \
-            is too small, or its disk is full; 74 input/output error; 75 stopped, or --to is in use; 77 not \
-            permitted, or wrong credentials.
+            is too small, or its disk is full; 74 input/output error; 75 stopped, --to is in use, or the copy \
+            was abandoned; 77 not permitted, or wrong credentials.
             """)
 
     @OptionGroup var source: RestoreSourceOptions

@@ -40,8 +40,8 @@ struct RestoreFileCommand: AsyncParsableCommand, LoggingCommand {
 
             EXIT STATUS: 0 all restored and flushed; 64 usage; 65 the table of contents or an original image \
             does not verify; 66 no such copy or path, or it has no table of contents; 69 the bridge that has the \
-            data is unreachable; 73 something cannot be made, or is there; 74 input/output error; 75 stopped; 77 \
-            not permitted. When some files failed it is the status of the first.
+            data is unreachable; 73 something cannot be made, or is there; 74 input/output error; 75 the copy was \
+            abandoned, or stopped; 77 not permitted. When some files failed it is the status of the first.
             """)
 
     @Argument(help: ArgumentHelp("The copy's directory; not with --from-backup.", valueName: "copy"))

@@ -29,7 +29,7 @@ struct TocCommand: AsyncParsableCommand {
 
             EXIT STATUS: 0 built; 64 usage; 65 the copy is damaged; 66 no such copy, or with --problems no table of \
             contents; 69 the bridge that has the data is unreachable; 73 the copy is in use, or its disk is full; 74 \
-            input/output error; 75 stopped; 77 not permitted.
+            input/output error; 75 the copy was abandoned, or stopped; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")

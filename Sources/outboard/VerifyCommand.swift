@@ -31,7 +31,8 @@ struct VerifyCommand: AsyncParsableCommand {
 
             EXIT STATUS: 0 all fits; 64 usage; 65 something does not; 66 no such copy, or --against is the host of \
             another volume; 69 the bridge that has the data, or the host, is unreachable; 73 `integrate` is at work on \
-            it; 74 input/output error; 75 the copy's epoch is not open any more, or stopped; 77 not permitted.
+            it; 74 input/output error; 75 stopped, the copy was abandoned, or its epoch is not open \
+            any more; 77 not permitted.
             """)
 
     @Argument(help: "The copy's directory.")
