@@ -192,7 +192,8 @@ import Testing
         let host = try HostProcess(scratch, options: ["--chunk-size", "4KiB"])
         let copy = [Outboard.binary, "copy", "--host", host.control, "--max-rate", "256KiB", "--to"]
         let terminal = try ChildProcess(
-            "script", ["-qefc", (copy + [scratch("shown")]).joined(separator: " "), "/dev/null"])
+            "script", ["-qefc", (copy + [scratch("shown")]).joined(separator: " "), "/dev/null"],
+            keepsInputOpen: true)
         defer { terminal.stop() }
         try waitUntil("the epoch is open") { try host.status().epoch?.state == .open }
         let store = try NBDStore(.unixSocket(host.socket, export: ""))
@@ -205,6 +206,9 @@ import Testing
         }
         let told = try #require(terminal.output.firstMatch(of: /cache \d+%, full in [\d:]+s?/))
         #expect(terminal.output[..<told.range.lowerBound].contains("copying ["), "\(terminal.output)")
+        // Control-C.
+        terminal.write("\u{3}")
+        #expect(terminal.wait() == .exit(75), "\(terminal.output)")
     }
 
     @Test func whatIsInUseSaysSoByItsStatus() throws {
