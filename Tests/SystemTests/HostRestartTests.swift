@@ -108,6 +108,8 @@ import Testing
         let store = try NBDStore(.unixSocket(site.socket, export: ""), connections: 1)
         try store.write([UInt8](repeating: 0xA5, count: original.count), at: 0)
         try site.expectSnapshot(original)
+        // The median: one may meet a machine that does something else.
+        #expect(seconds.sorted()[seconds.count / 2] < 1, "\(seconds)")
         let told = seconds.map { String(format: "%.2f", $0) }.joined(separator: ", ")
         print("A killed host, started again as its unit says, served its epoch after \(told) s.")
     }

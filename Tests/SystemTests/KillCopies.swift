@@ -36,6 +36,25 @@ final class KillCopies {
         if !scenario.replaces || known == nil || known?.isStanding == true { try remove() }
     }
 
+    private var drafts: [String] {
+        get throws {
+            try FileManager.default.contentsOfDirectory(atPath: directory).filter { $0.contains(".partial-") }
+                .map { directory + "/" + $0 }
+        }
+    }
+
+    /// Bytes that a copy in the making has noted as durable.
+    /// - Parameter begun: those that were begun before are others.
+    func notedBytes(since begun: Int64) throws -> UInt64 {
+        try drafts.map { draft in
+            guard let bytes = FileManager.default.contents(atPath: draft + "/" + ResumeRecord.fileName) else {
+                return 0
+            }
+            let record = try JSONDecoder().decode(ResumeRecord.self, from: bytes)
+            return record.epoch.institutedAt < begun ? 0 : record.durable.list.total
+        }.max() ?? 0
+    }
+
     private func data(_ isStanding: Bool) -> String { isStanding ? scratch("unit") : path + "/data.img" }
 
     private func run(_ words: [String]) throws -> ProgramResult {
@@ -63,6 +82,7 @@ final class KillCopies {
                 ? .complete : .wrong("the copy that was there has changed")
         }
         tally.completeCopies += 1
+        if manifest.epoch.restarts != nil { tally.restartedCopies += 1 }
         guard manifest.epoch.institutedAt >= begun else { return .wrong("a copy of an earlier instant") }
         let bytes = try volume(scenario)
         for oracle in oracles {
@@ -92,10 +112,7 @@ final class KillCopies {
 
     /// What is no complete copy is refused by whatever command: under its name, and as the draft that a killed one left.
     private func refuse(_ scenario: KillScenario, _ tally: inout KillTally) throws -> Verdict {
-        let drafts = try FileManager.default.contentsOfDirectory(atPath: directory).filter {
-            $0.contains(".partial-")
-        }
-        for (index, place) in ([path] + drafts.map { directory + "/" + $0 }).enumerated() {
+        for (index, place) in try ([path] + drafts).enumerated() {
             let commands = commands(on: place)
             let command = commands[(scenario.refusal + index) % commands.count]
             let result = try runProgram(

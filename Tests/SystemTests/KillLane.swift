@@ -1,8 +1,6 @@
-import Agent
 import Blocks
 import Foundation
 import HostControl
-import PhysicalCopy
 import TestSupport
 
 /// One volume with its host and a standing bridge, which live from round to round unless they are killed.
@@ -14,12 +12,13 @@ final class KillLane {
     let scratch: ScratchDirectory
     let copies: KillCopies
     var tally = KillTally()
-    private let mount: TestMount?
-    private let environment: [String: String]
-    private(set) var host: HostProcess
-    private var bridge: BridgeProcess
+    let mount: TestMount?
+    let storage: KillStorage
+    let environment: [String: String]
+    var host: HostProcess
+    var bridge: BridgeProcess
     /// What the volume held when it was last looked at.
-    private var content: [UInt8]
+    var content: [UInt8]
     /// Seconds that copies take which nobody interrupts: by a private bridge, by the standing one.
     private var wholeCopy = [false: 0.5, true: 0.5]
 
@@ -27,19 +26,33 @@ final class KillLane {
         self.shape = shape
         scratch = try ScratchDirectory()
         mount = TestMount.isPossible ? try TestMount(loop: 16 << 20, in: scratch) : nil
-        for name in ["copies", "tmp"] {
-            try FileManager.default.createDirectory(atPath: scratch(name), withIntermediateDirectories: false)
-        }
+        storage = try KillStorage(shape, in: scratch)
+        try FileManager.default.createDirectory(
+            atPath: scratch("tmp"), withIntermediateDirectories: false)
         environment = [Self.mark: scratch.path, "TMPDIR": scratch("tmp")]
-        try makePatternFile(scratch("volume.img"), count: Int(shape.size), seed: shape.seed)
         try makeSparseFile(scratch("unit"), size: 24 << 20)
-        content = try contents(scratch("volume.img"))
-        host = try HostProcess(scratch, options: shape.hostOptions, environment: environment)
+        content = try storage.contents()
+        host = try Self.startHost(shape, storage, scratch, environment)
         bridge = try BridgeProcess(units: Self.units(host), environment: environment)
-        copies = KillCopies(in: scratch("copies"), scratch, environment: environment)
+        copies = KillCopies(in: storage.copies, scratch, environment: environment)
     }
 
-    private static func units(_ host: HostProcess) -> [String] {
+    deinit {
+        // Before what they use is unmounted.
+        host.stop()
+        bridge.process.stop()
+    }
+
+    static func startHost(
+        _ shape: KillShape, _ storage: KillStorage, _ scratch: ScratchDirectory,
+        _ environment: [String: String]
+    ) throws -> HostProcess {
+        try HostProcess(
+            scratch, source: storage.source, cache: storage.cache, options: shape.hostOptions,
+            environment: environment)
+    }
+
+    static func units(_ host: HostProcess) -> [String] {
         ["0=\(host.source),ro", "1=\(host.cache),ro", "2=\(host.directory("unit"))"]
     }
 
@@ -48,8 +61,10 @@ final class KillLane {
     func run(_ seed: UInt64, victim: KillScenario.Victim? = nil) -> KillTally {
         tally = KillTally()
         tally.rounds = 1
-        let scenario = KillScenario(seed: seed, freezing: mount?.path, victim: victim)
+        let scenario = KillScenario(seed: seed, shape, freezing: mount?.path, victim: victim)
         do { try round(scenario) } catch { tally.stuck.append("\(scenario), \(shape): \(error)") }
+        storage.relieve()
+        tally.kinds[shape.kind] = tally.killCount
         return tally
     }
 
@@ -57,11 +72,17 @@ final class KillLane {
         try revive()
         try copies.prepare(scenario)
         let writers = try startWriters(scenario)
+        if scenario.isBurdened { try storage.burden(scenario.room) }
         let begun = PrefixOracle.realTime
-        let copy = try Outboard.start(copyArguments(scenario), environment: environment)
+        let copy = try Outboard.start(
+            copyArguments(scenario, scenario.rate), environment: environment)
         let statusBefore = try kill(scenario, copy, begun)
         try settle(scenario, copy)
+        if isFull(statusBefore, begun) || isFull(try? host.status(), begun) {
+            tally.fills[shape.kind, default: 0] += 1
+        }
         let last = try goOn(scenario, copy)
+        storage.relieve()
         let died = !host.process.isRunning
         for writer in writers { stop(writer, died, scenario) }
         if died { try restartHost(scenario, statusBefore) }
@@ -87,7 +108,7 @@ final class KillLane {
             let oracle = PrefixOracle(
                 seed: scenario.seed << 8 | UInt64(index), region: region, maximumLength: 32 << 10,
                 found: Array(content[Int(region.offset)..<Int(region.end)]), flushInterval: 16)
-            return try Writer(oracle, to: host.socket, initializes: false)
+            return try Writer(oracle, to: host.socket, initializes: false, pause: shape.pause)
         }
         for writer in writers { writer.start() }
         for writer in writers { writer.waitForOperations(3) }
@@ -97,14 +118,20 @@ final class KillLane {
     private func stop(_ writer: Writer, _ hostDied: Bool, _ scenario: KillScenario) {
         do { try writer.stop() } catch {
             // The end of a connection is no error of a request that was answered.
-            let isEnd = (error as? StoreError)?.code == .gone
-            if !hostDied || !isEnd { tally.foregroundErrors.append("\(scenario): \(error)") }
+            let code = (error as? StoreError)?.code
+            if hostDied && code == .gone {
+            } else if shape.storage == .filters && scenario.isBurdened && code == .io {
+                // The source's own: it reaches the application as it is.
+                tally.sourceErrors += 1
+            } else {
+                tally.foregroundErrors.append("\(scenario), \(shape): \(error)")
+            }
         }
         tally.answeredWrites += writer.oracle.operations.count { $0.finishedAt != nil }
         tally.flushedWrites += writer.oracle.flushedCount
     }
 
-    private func copyArguments(_ scenario: KillScenario) -> [String] {
+    private func copyArguments(_ scenario: KillScenario, _ rate: String?) -> [String] {
         var words = [
             "copy", "--host", host.control, "--to", copies.path, "--mode", scenario.mode, "--end",
             scenario.end,
@@ -113,6 +140,7 @@ final class KillLane {
             words += ["--bridge", bridge.uri, "--source-unit", "0", "--cache-unit", "1", "--copy-unit", "2"]
         }
         if scenario.isStanding || scenario.replaces { words.append("--force") }
+        if let rate { words += ["--max-rate", rate] }
         return words + scenario.options
     }
 
@@ -133,7 +161,15 @@ final class KillLane {
             }
         default: break
         }
-        usleep(UInt32(scenario.moment * wholeCopy[scenario.isStanding]! * 1.1e6))
+        if scenario.isSlow {
+            // By the clock: the record is renamed to its place.
+            try waitUntil("a part of the copy is noted") {
+                try !copy.isRunning || copies.notedBytes(since: begun) > 0
+            }
+            usleep(UInt32(scenario.moment * 2e6))
+        } else {
+            usleep(UInt32(scenario.moment * wholeCopy[scenario.isStanding]! * 1.1e6))
+        }
         var status = try host.status()
         let epoch = status.epoch.flatMap { $0.institutedAt >= begun ? $0.state.rawValue : nil }
         tally.phases[epoch ?? "not begun", default: 0] += 1
@@ -191,7 +227,9 @@ final class KillLane {
             throw TestFailure("the copy did not end: \(copy.errors)")
         }
         if ending != .signal(SIGKILL) { tally.endings["\(scenario.victim): \(ending)", default: 0] += 1 }
-        let allowed: [ChildProcess.Ending] = [.exit(0), .exit(69), .exit(75), .signal(SIGKILL)]
+        let allowed: [ChildProcess.Ending] =
+            ([0, 69, 75] + shape.statuses).map { .exit($0) } + [.signal(SIGKILL)]
+        if ending == .exit(73) { tally.fullDisks += 1 }
         if !allowed.contains(ending) { tally.stuck.append("\(scenario): \(ending), \(copy.errors)") }
         if scenario.victim.includesHost { _ = host.process.waitForExit(seconds: 30) }
         try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
@@ -204,7 +242,7 @@ final class KillLane {
         if !bridge.process.isRunning { try restartBridge() }
         // By the clock: the host sees the end of the agent's connection by itself.
         try waitUntil("nobody holds the epoch") { try host.status().epoch?.isHeld != true }
-        let words = copyArguments(scenario) + ["--resume"]
+        let words = copyArguments(scenario, nil) + ["--resume", "--json"]
         let again = try Outboard.start(words, environment: environment)
         guard let ending = again.waitForExit(seconds: 60) else {
             again.signal(SIGKILL)
@@ -212,20 +250,38 @@ final class KillLane {
         }
         tally.endings["resumed after \(scenario.victim): \(ending)", default: 0] += 1
         switch ending {
-        case .exit(0): tally.resumedCopies += 1
+        case .exit(0):
+            tally.resumedCopies += 1
+            let bytes = try resumedBytes(again)
+            tally.resumedBytes += bytes
+            if bytes > 0 { tally.resumedFromMore += 1 }
         // It had nothing noted yet, or its epoch was over.
         case .exit(66), .exit(75): break
         // It was killed before it had cleared what one of another kind had left.
         case .exit(64) where again.errors.contains("it was begun with other options"): break
         // It was killed when all was done.
         case .exit(73) where FileManager.default.fileExists(atPath: copies.path + "/manifest.json"): break
-        default: tally.stuck.append("\(scenario): --resume, \(ending), \(again.errors)")
+        case .exit(let status) where shape.statuses.contains(status): break
+        default: tally.stuck.append("\(scenario), \(shape): --resume, \(ending), \(again.errors)")
         }
         try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
         return again
     }
 
-    private func awaitNoProcess(but known: [pid_t]) throws {
+    private struct Output: Decodable {
+        struct Copy: Decodable { var resumedBytes: UInt64? }
+        var copies: [Copy]
+    }
+
+    private func resumedBytes(_ copy: ChildProcess) throws -> UInt64 {
+        let output = try JSONDecoder().decode(Output.self, from: Data(copy.output.utf8))
+        guard let bytes = output.copies.first?.resumedBytes else {
+            throw TestFailure("a copy that went on does not say from where: \(copy.output)")
+        }
+        return bytes
+    }
+
+    func awaitNoProcess(but known: [pid_t]) throws {
         var left: [pid_t] = []
         do {
             // By the clock: they are no children of ours.
@@ -238,102 +294,5 @@ final class KillLane {
             for process in left { Glibc.kill(process, SIGKILL) }
             throw TestFailure("processes are left: \(commands)")
         }
-    }
-
-    // MARK: Back to life
-
-    private func revive() throws {
-        if !host.process.isRunning { try restartHost(nil, nil) }
-        if !bridge.process.isRunning { try restartBridge() }
-    }
-
-    private func restartBridge() throws {
-        bridge = try BridgeProcess(units: Self.units(host), portal: bridge.portal, environment: environment)
-    }
-
-    private func restartHost(_ scenario: KillScenario?, _ before: VolumeStatus?) throws {
-        let begun = MonotonicClock.now
-        host = try HostProcess(scratch, options: shape.hostOptions, environment: environment)
-        tally.longestRestart = max(tally.longestRestart, Double(MonotonicClock.now - begun) / 1e9)
-        let status = try host.status()
-        guard let scenario, let old = before?.epoch else { return }
-        let order: [EpochState] = [.open, .ended, .released]
-        guard let new = status.epoch, new.number >= old.number else {
-            return tally.stuck.append("\(scenario): epoch \(old.number) is forgotten")
-        }
-        if new.state == .void {
-            // What fills up does so; and one whose instant had not come nobody has heard of.
-            let reasons = ["full", "before the epoch's instant"]
-            guard !reasons.contains(where: { new.voidReason?.contains($0) == true }) else { return }
-            return tally.stuck.append("\(scenario): epoch \(new.number) is void, \(new.voidReason ?? "")")
-        }
-        if new.state == .open { tally.openEpochs += 1 }
-        guard new.number == old.number, let was = order.firstIndex(of: old.state) else { return }
-        let isOrdered = order.firstIndex(of: new.state)! >= was
-        // Whoever could have ended it was dead already.
-        if !isOrdered || scenario.victim == .agentAndHost && new.state != old.state {
-            tally.stuck.append("\(scenario): epoch \(new.number) was \(old.state), is \(new.state)")
-        }
-    }
-
-    // MARK: What is right
-
-    private func judgeSource(_ writers: [Writer], _ scenario: KillScenario) {
-        do {
-            content = try contents(host.source)
-            let served = try NBDStore(.unixSocket(host.socket, export: ""), connections: 1)
-            if try !haveSameBytes(served.bytes(at: 0, count: content.count), content) {
-                tally.lostWrites.append("\(scenario): the host serves something else than its source")
-            }
-        } catch { return tally.stuck.append("\(scenario): the source cannot be read, \(error)") }
-        for oracle in writers.map(\.oracle) {
-            let region = oracle.region
-            tally.judgedSources += 1
-            let verdict = oracle.judgeSource(Array(content[Int(region.offset)..<Int(region.end)]))
-            if !verdict.isConsistent { tally.lostWrites.append("\(scenario), \(shape): \(verdict)") }
-        }
-    }
-
-    /// The epoch that the copy left open, if it did, has the volume as of its instant.
-    private func judgeSnapshot(_ writers: [Writer], _ begun: Int64, _ scenario: KillScenario) throws {
-        let status = try host.status()
-        if status.isFrozen { tally.stuck.append("\(scenario): the volume is frozen") }
-        guard let epoch = status.epoch, epoch.state == .open, epoch.institutedAt >= begun else { return }
-        let snapshot = try NBDStore(.unixSocket(host.socket, export: "snapshot"), connections: 1)
-        let bytes = try snapshot.bytes(at: 0, count: Int(shape.size))
-        tally.judgedSnapshots += 1
-        for oracle in writers.map(\.oracle) {
-            let verdict = oracle.judge(
-                Array(bytes[Int(oracle.region.offset)..<Int(oracle.region.end)]),
-                within: oracle.bounds(at: epoch.institutedAt))
-            if !verdict.isConsistent {
-                tally.wrongCopies.append("\(scenario), \(shape): the snapshot, \(verdict)")
-            }
-        }
-    }
-
-    /// After the last round: a copy of the volume at rest works, it leaves nothing of those before, and all ends in order.
-    func finish() -> KillTally {
-        tally = KillTally()
-        do {
-            try revive()
-            let copy = try Outboard.run(
-                ["copy", "--host", host.control, "--to", copies.path, "--force"], environment: environment)
-            guard copy.isSuccess, try haveSameContents(copies.path + "/data.img", host.source) else {
-                throw TestFailure("the last copy is not the volume: \(copy)")
-            }
-            try copies.expectNoLeftovers()
-            guard try host.isIdle() else { throw TestFailure("the host is not idle after the last copy") }
-            for process in [host.process, bridge.process] where process.stop() != .exit(0) {
-                throw TestFailure("\(process.command): \(process.errors)")
-            }
-            try awaitNoProcess(but: [])
-            let names = Set(try FileManager.default.contentsOfDirectory(atPath: scratch.path))
-            let left = names.subtracting([
-                "volume.img", "volume.cache", "unit", "copies", "tmp", "ext4", "ext4.img",
-            ])
-            guard left.isEmpty else { throw TestFailure("left behind: \(left)") }
-        } catch { tally.stuck.append("\(shape), at the end: \(error)") }
-        return tally
     }
 }

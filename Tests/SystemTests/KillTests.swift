@@ -7,7 +7,13 @@ import Testing
 /// kill: the source holds everything that was answered, what says that it is a complete copy is right, everything else
 /// is refused, nothing is stuck. Half of the copies whose bridge or agent was the only victim go on by `--resume`.
 ///
-/// `OUTBOARD_KILL_SEED=n` repeats the rounds up to that seed, as a failure names it; `OUTBOARD_KILLS=n` asks for so many.
+/// Volume after volume (``KillShape``): plain files; a loop device with cache and copies on a small file system that really
+/// fills; a source behind nbdkit's delay and error filters, where alone a writer may be told an error, the source's own;
+/// with each of the policies for a full cache, and caches that are. Some copies are so slow that the host has been told of
+/// what is durable before the kill, and that they go on from there.
+///
+/// `OUTBOARD_KILL_SEED=n` repeats the rounds up to that seed, as a failure names it; `OUTBOARD_KILLS=n` asks for so many,
+/// `OUTBOARD_KILL_VOLUME=n` begins with that volume.
 @Suite(.serialized) struct KillTests {
     private static let lanes: UInt64 = 2
     /// Rounds of one volume, before a new one is made.
@@ -17,7 +23,14 @@ import Testing
     private static let wantedKills =
         variables["OUTBOARD_KILLS"].flatMap { Int($0) } ?? (Tier.isFull ? 520 : 12)
 
+    /// As many go over all kinds of volumes.
+    private static let isWhole = Tier.isFull && wantedKills >= 500
+    private static let firstVolume = variables["OUTBOARD_KILL_VOLUME"].flatMap { UInt64($0) } ?? 0
+
     @Test func nothingIsLostWrongOrStuck() throws {
+        if !TestMount.isPossible {
+            print("LEFT OUT kills on a small file system and over nbdkit's filters: \(TestMount.reason)")
+        }
         let started = MonotonicClock.now
         let replayed = Self.variables["OUTBOARD_KILL_SEED"].flatMap { UInt64($0) }
         let tally = Monitor(KillTally())
@@ -44,11 +57,23 @@ import Testing
         #expect(replayed != nil || all.killCount >= Self.wantedKills)
         // Rounds in which all fails before it begins would show nothing.
         #expect(all.completeCopies > 0 && all.judgedSources > 0 && all.answeredWrites > all.rounds)
+        // The median: one may meet a machine that does something else.
+        #expect(all.medianRestart < 1)
+        if Self.isWhole, replayed == nil { expectAll(all) }
+    }
+
+    /// What the shapes are for has happened.
+    private func expectAll(_ all: KillTally) {
+        #expect(all.resumedFromMore > 0 && all.restartedCopies > 0)
+        for policy in ["abandon", "block", "restart-from"] {
+            #expect(all.fills.contains { $0.key.hasSuffix(policy) && $0.value > 0 }, "\(policy)")
+        }
+        #expect(!TestMount.isPossible || all.fullDisks > 0)
     }
 
     /// Volume after volume, until there were kills enough.
     private static func run(_ number: UInt64, _ tally: Monitor<KillTally>) throws {
-        var first = number * roundsOfALane
+        var first = (firstVolume + number) * roundsOfALane
         while true {
             let lane = try lane(first, tally)
             for seed in first..<first + roundsOfALane {
@@ -65,9 +90,11 @@ import Testing
 
     /// A new one, with two rounds in which nobody is killed.
     private static func lane(_ seed: UInt64, _ tally: Monitor<KillTally>) throws -> KillLane {
-        let lane = try KillLane(KillShape(seed: seed))
+        let lane = try KillLane(KillShape(seed: seed, number: seed / roundsOfALane))
         for isStanding in [false, true] {
-            let seed = (seed...).first { KillScenario(seed: $0, freezing: nil).isStanding == isStanding }!
+            let seed = (seed...).first {
+                KillScenario(seed: $0, lane.shape, freezing: nil).isStanding == isStanding
+            }!
             let round = lane.run(seed, victim: .nobody)
             tally.withLock { $0.add(round) }
         }

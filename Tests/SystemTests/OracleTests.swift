@@ -146,11 +146,15 @@ struct CopiedEpoch: Decodable {
 final class Writer: Sendable {
     let oracle: PrefixOracle
     private let store: NBDStore
+    private let pause: UInt32
     private let state = Monitor((stopping: false, done: false, failure: StoreError?.none))
 
-    /// - Parameter initializes: puts there first what the oracle has as the region's first contents.
-    init(_ oracle: PrefixOracle, to socket: String, initializes: Bool = true) throws {
+    /// - Parameters:
+    ///   - initializes: puts there first what the oracle has as the region's first contents.
+    ///   - pause: before each operation, microseconds.
+    init(_ oracle: PrefixOracle, to socket: String, initializes: Bool = true, pause: UInt32 = 0) throws {
         self.oracle = oracle
+        self.pause = pause
         store = try NBDStore(.unixSocket(socket, export: ""), connections: 1)
         if initializes { try oracle.initialize(store) }
     }
@@ -159,7 +163,10 @@ final class Writer: Sendable {
         BlockingThread.start(stackSize: 4 << 20) { [self] in
             var failure: StoreError?
             do throws(StoreError) {
-                try oracle.run(on: store) { state.withLockAndNotify { $0.stopping } }
+                try oracle.run(on: store) {
+                    if pause > 0 { usleep(pause) }
+                    return state.withLockAndNotify { $0.stopping }
+                }
             } catch { failure = error }
             state.withLockAndNotify {
                 $0.done = true
