@@ -6,7 +6,7 @@ import TestSupport
 struct KillShape: CustomStringConvertible {
     enum Storage: String {
         case files
-        /// The volume a loop device; cache and copies on a small ext4 of a loop device, which fills.
+        /// The volume a loop device; copies and cache on small file systems of loop devices, which fill.
         case smallFileSystem = "small file system"
         /// The volume through nbdkit's filters and nbdfuse: slow, and now and then an error.
         case filters
@@ -27,6 +27,8 @@ struct KillShape: CustomStringConvertible {
     /// The cache takes whatever is overwritten, and copies have all the room that they need.
     let isRoomy: Bool
     let hostOptions: [String]
+    /// Bytes that the cache finds on its disk; nil: as many as it wants.
+    let cacheRoom: UInt64?
 
     /// - Parameter number: which of the volumes it is.
     init(seed: UInt64, number: UInt64) {
@@ -43,8 +45,15 @@ struct KillShape: CustomStringConvertible {
         let chunk = chunks.randomElement(using: &generator)!
         let durability = Int.random(in: 0..<3, using: &generator) == 0 ? "power" : "process"
         let part = Double.random(in: 0.4...0.9, using: &generator)
-        let isSmall =
-            policy == "abandon" ? Int.random(in: 0..<4, using: &generator) == 0 : storage == .files
+        let isSmall: Bool
+        if storage == .smallFileSystem && policy != "block" {
+            // A writer waits for a disk that may come back even when nobody holds the epoch, half a minute: not that.
+            // Root gets what is reserved, 1.6 MiB, too.
+            (isSmall, cacheRoom) = (false, UInt64(max(0, part * Double(size) - 1.6e6)))
+        } else {
+            isSmall = policy != "abandon" || Int.random(in: 0..<4, using: &generator) == 0
+            cacheRoom = nil
+        }
         let small = UInt64(part * Double(size)).roundedDown(to: 64 << 10)
         let cache = isSmall ? "\(small / 1024)KiB" : "16MiB"
         isRoomy = storage == .files && !isSmall

@@ -7,9 +7,12 @@ final class KillStorage {
     let cache: String
     let copies: String
     private let scratch: ScratchDirectory
+    private let cacheScratch: ScratchDirectory
     private let size: UInt64
     private let backing: String
+    /// The copies'.
     private let disk: TestMount?
+    private let cacheDisk: TestMount?
     private let device: LoopDevice?
     private let filtered: FilteredFile?
     /// It exists while errors are injected.
@@ -17,11 +20,18 @@ final class KillStorage {
 
     init(_ shape: KillShape, in lane: ScratchDirectory) throws {
         scratch = try ScratchDirectory()
+        cacheScratch = try ScratchDirectory()
         size = shape.size
         backing = lane("volume.img")
         trigger = scratch("trigger")
         try makePatternFile(backing, count: Int(size), seed: shape.seed)
         disk = shape.storage == .smallFileSystem ? try TestMount(loop: 32 << 20, in: scratch) : nil
+        cacheDisk = try shape.cacheRoom.map { [cacheScratch] room in
+            let disk = try TestMount(loop: 32 << 20, in: cacheScratch)
+            // For good: what a cache has once got it keeps.
+            try disk.leave(room)
+            return disk
+        }
         device = shape.storage == .smallFileSystem ? try LoopDevice(over: backing) : nil
         filtered =
             shape.storage == .filters
@@ -32,15 +42,15 @@ final class KillStorage {
                     "error-pread-file=\(trigger)", "error-pwrite-file=\(trigger)", "rdelay=1ms", "wdelay=1ms",
                 ], in: scratch) : nil
         source = device?.path ?? filtered?.path ?? backing
-        cache = disk?("cache") ?? lane("volume.cache")
+        cache = cacheDisk?("cache") ?? disk?("cache") ?? lane("volume.cache")
         copies = disk?("copies") ?? lane("copies")
         try FileManager.default.createDirectory(atPath: copies, withIntermediateDirectories: false)
     }
 
-    /// Has the file system be full or become so, the filters inject errors.
+    /// Has the copies' file system be full or become so, the filters inject errors.
     /// - Parameter room: from 0 to 1.
     func burden(_ room: Double) throws {
-        try disk?.leave(UInt64(room * 1.5 * Double(size)))
+        try disk?.leave(UInt64((0.7 + 0.7 * room) * Double(size)))
         if filtered != nil { try Data().write(to: URL(fileURLWithPath: trigger)) }
     }
 

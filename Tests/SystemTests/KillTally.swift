@@ -68,7 +68,9 @@ struct KillTally: CustomStringConvertible {
     }
 
     private static func list(_ counts: [String: Int]) -> String {
-        counts.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
+        counts.isEmpty
+            ? "none"
+            : counts.sorted { $0.key < $1.key }.map { "\($0.key) \($0.value)" }.joined(separator: ", ")
     }
 
     private static func milliseconds(_ seconds: Double) -> String {
