@@ -14,8 +14,8 @@ struct RestoreExtentsCommand: AsyncParsableCommand, LoggingCommand {
 
             Only these extents of the copy are read: of the data, and for a copy made with `--mode append` of \
             the original images, which come over the data. Of those every one that is touched is compared with \
-            its checksum before anything is written. Data have checksums for large slices only; with --verify \
-            every slice that is touched is read whole and compared before.
+            its checksum before anything is written. The data's checksums are of chunks of 64 KiB and more; \
+            with --verify every chunk that is touched is read whole and compared before.
 
             With --from-backup they come from a backup, which is read once from front to back and compared with \
             its checksums on the way; - is standard input.
@@ -47,7 +47,7 @@ struct RestoreExtentsCommand: AsyncParsableCommand, LoggingCommand {
     @OptionGroup var target: RestoreTargetOptions
     @OptionGroup var data: CopyDataOptions
 
-    @Flag(help: "Compare the slices of the data that the extents touch with their checksums before.")
+    @Flag(help: "Compare the chunks of the data that the extents touch with their checksums before.")
     var verify = false
 
     @OptionGroup var log: LogOptions

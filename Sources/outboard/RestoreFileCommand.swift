@@ -21,9 +21,9 @@ struct RestoreFileCommand: AsyncParsableCommand, LoggingCommand {
             with its reason (compressed and encrypted files of NTFS, for one, are not laid out as extents), and \
             everything else is restored nevertheless; the exit status is not 0 then.
 
-            Original images (`--mode append`) are compared with their checksums before they are used. Data have \
-            checksums for large slices only; with --verify every slice that is touched is read whole and \
-            compared before.
+            Original images (`--mode append`) are compared with their checksums before they are used. The data's \
+            checksums are of chunks of 64 KiB and more; with --verify every chunk that is touched is read whole \
+            and compared before.
 
             With --from-backup they come from a backup, which is read once from front to back and compared with \
             its checksums on the way; - is standard input. No file has its name then before all of it has \
@@ -61,7 +61,7 @@ struct RestoreFileCommand: AsyncParsableCommand, LoggingCommand {
     @Flag(help: "Replace files that are there.")
     var force = false
 
-    @Flag(help: "Compare the slices of the data that the files touch with their checksums before.")
+    @Flag(help: "Compare the chunks of the data that the files touch with their checksums before.")
     var verify = false
 
     @OptionGroup var data: CopyDataOptions
