@@ -166,7 +166,7 @@ final class KillLane {
             try waitUntil("a part of the copy is noted") {
                 try !copy.isRunning || copies.notedBytes(since: begun) > 0
             }
-            usleep(UInt32(scenario.moment * 2e6))
+            usleep(UInt32(scenario.moment * 1e6))
         } else {
             usleep(UInt32(scenario.moment * wholeCopy[scenario.isStanding]! * 1.1e6))
         }

@@ -78,7 +78,7 @@ struct KillScenario: CustomStringConvertible {
         // The first checkpoint comes after five seconds.
         isSlow =
             Tier.isFull && shape.isRoomy && [.host, .bridge, .agent].contains(victim)
-            && Int.random(in: 0..<6, using: &generator) == 0
+            && Int.random(in: 0..<8, using: &generator) == 0
         resumes = (victim == .bridge || victim == .agent) && (goesOn || isSlow)
         rate = isSlow ? "256KiB" : isPaced ? "16MiB" : nil
         room = Double.random(in: 0...1, using: &generator)

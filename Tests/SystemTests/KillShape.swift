@@ -48,8 +48,8 @@ struct KillShape: CustomStringConvertible {
         let isSmall: Bool
         if storage == .smallFileSystem && policy != "block" {
             // A writer waits for a disk that may come back even when nobody holds the epoch, half a minute: not that.
-            // Root gets what is reserved, 1.6 MiB, too.
-            (isSmall, cacheRoom) = (false, UInt64(max(0, part * Double(size) - 1.6e6)))
+            // Root gets what is reserved, 0.8 MiB, too.
+            (isSmall, cacheRoom) = (false, UInt64(max(0, part * Double(size) - 0.84e6)))
         } else {
             isSmall = policy != "abandon" || Int.random(in: 0..<4, using: &generator) == 0
             cacheRoom = nil

@@ -27,7 +27,7 @@ final class KillStorage {
         try makePatternFile(backing, count: Int(size), seed: shape.seed)
         disk = shape.storage == .smallFileSystem ? try TestMount(loop: 32 << 20, in: scratch) : nil
         cacheDisk = try shape.cacheRoom.map { [cacheScratch] room in
-            let disk = try TestMount(loop: 32 << 20, in: cacheScratch)
+            let disk = try TestMount(loop: 16 << 20, in: cacheScratch)
             // For good: what a cache has once got it keeps.
             try disk.leave(room)
             return disk
