@@ -14,7 +14,7 @@ final class KillStorage {
     private let disk: TestMount?
     private let cacheDisk: TestMount?
     private let device: LoopDevice?
-    private let filtered: FilteredFile?
+    private var filtered: FilteredFile?
     /// It exists while errors are injected.
     private let trigger: String
 
@@ -45,6 +45,11 @@ final class KillStorage {
         cache = cacheDisk?("cache") ?? disk?("cache") ?? lane("volume.cache")
         copies = disk?("copies") ?? lane("copies")
         try FileManager.default.createDirectory(atPath: copies, withIntermediateDirectories: false)
+    }
+
+    deinit {
+        // Before the directory is removed in which it is mounted.
+        filtered = nil
     }
 
     /// Has the copies' file system be full or become so, the filters inject errors.
