@@ -190,7 +190,8 @@ import Testing
         let scratch = try ScratchDirectory()
         try makePatternFile(scratch("volume.img"), count: 32 << 20)
         let host = try HostProcess(scratch, options: ["--chunk-size", "4KiB"])
-        let copy = [Outboard.binary, "copy", "--host", host.control, "--max-rate", "256KiB", "--to"]
+        // In the place of script's shell, which may have an exit status of its own for Control-C.
+        let copy = ["exec", Outboard.binary, "copy", "--host", host.control, "--max-rate", "256KiB", "--to"]
         let terminal = try ChildProcess(
             "script", ["-qefc", (copy + [scratch("shown")]).joined(separator: " "), "/dev/null"],
             keepsInputOpen: true)
