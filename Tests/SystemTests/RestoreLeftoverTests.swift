@@ -15,7 +15,9 @@ import Testing
             [
                 "-c", #"exec "$0" restore file --from-backup - / --to "$1" --force < "$2""#, Outboard.binary,
                 crafted.scratch("out"), pipe,
-            ])
+            ],
+            // Who is killed leaves the backup's table of contents there.
+            environment: ["TMPDIR": crafted.scratch.path])
         let writer = try FileHandle(forWritingTo: URL(fileURLWithPath: pipe))
         let bytes = try Data(contentsOf: URL(fileURLWithPath: backup))
         try writer.write(contentsOf: bytes.prefix(bytes.count / 2))
