@@ -117,13 +117,12 @@ final class KillLane {
 
     private func stop(_ writer: Writer, _ hostDied: Bool, _ scenario: KillScenario) {
         do { try writer.stop() } catch {
-            // The end of a connection is no error of a request that was answered.
             let code = (error as? StoreError)?.code
-            if hostDied && code == .gone {
-            } else if shape.storage == .filters && scenario.isBurdened && code == .io {
+            if shape.storage == .filters && scenario.isBurdened && code == .io {
                 // The source's own: it reaches the application as it is.
                 tally.sourceErrors += 1
-            } else {
+            } else if !hostDied || code != .gone {
+                // The end of a connection is no error of a request that was answered.
                 tally.foregroundErrors.append("\(scenario), \(shape): \(error)")
             }
         }
