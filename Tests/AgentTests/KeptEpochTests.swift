@@ -8,7 +8,7 @@ import Testing
 @testable import Agent
 
 /// Copies whose epoch stays open, so that they can be compared with the logical snapshot.
-@Suite(.timeLimit(.minutes(10))) struct KeptEpochTests {
+@Suite struct KeptEpochTests {
     /// Whether something of the copy in the making is noted as durable.
     private static func isNoted(_ directory: String) -> Bool {
         let names = (try? FileManager.default.contentsOfDirectory(atPath: directory)) ?? []

@@ -7,8 +7,8 @@ import Testing
 
 @testable import Agent
 
-/// What takes long is woken when it is in vain: slept through, it would take more than the time limit.
-@Suite(.serialized, .timeLimit(.minutes(30))) struct PatienceTests {
+/// What takes long is woken when it is in vain: slept through, it would take more than `scripts/test` allows.
+@Suite(.serialized) struct PatienceTests {
     @Test("A worker that waits for its turn at a low rate is woken", arguments: [true, false])
     func pacing(isCancelled: Bool) async throws {
         let world = LocalWorld()

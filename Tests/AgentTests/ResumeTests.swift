@@ -10,7 +10,7 @@ import Testing
 @testable import Agent
 
 /// A copy whose bridge dies, and that goes on.
-@Suite(.serialized, .timeLimit(.minutes(10))) struct ResumeTests {
+@Suite(.serialized) struct ResumeTests {
     private static let size = 4 << 20
     private static let step: UInt64 = 256 << 10
 

@@ -13,7 +13,7 @@ import Testing
 
     private func volume(_ policy: CacheFullPolicy = .abandon) throws -> CopyOnWriteVolume {
         try CopyOnWriteVolume(
-            source: source, cache: cache, settings: Fixture.settings(policy: policy, blockSeconds: 300),
+            source: source, cache: cache, settings: Fixture.settings(policy: policy),
             defects: [])
     }
 
@@ -64,7 +64,7 @@ import Testing
     }
 
     /// The cache is full and the epoch adopted: a write waits for the one who holds it now, and for nobody else.
-    @Test(.timeLimit(.minutes(4))) func aWriteWaitsForTheAdopter() throws {
+    @Test func aWriteWaitsForTheAdopter() throws {
         let volume = try volume(.block)
         let (first, second) = (EpochHolder(), EpochHolder())
         let epoch = try #require(UUID(uuidString: try volume.begin(holder: first).uuid))

@@ -9,7 +9,7 @@ import Testing
 @testable import Host
 
 /// The policy `restart-from` where somebody or something is not there any more.
-@Suite(.timeLimit(.minutes(10))) struct RestartFailureTests {
+@Suite struct RestartFailureTests {
     private let fixture = RestartFixture()
 
     @Test func withoutAnAgentItIsAbandoned() throws {

@@ -196,7 +196,7 @@ private struct CopyUnderLoad {
     }
 }
 
-@Suite(.timeLimit(.minutes(30))) struct RestartOracleTests {
+@Suite struct RestartOracleTests {
     /// With tiny caches of several sizes, with the watermark and without.
     @Test func theCopyIsOfTheLastInstant() throws {
         var restarts: [UInt64: Int] = [:]

@@ -9,7 +9,7 @@ import Testing
 @testable import Host
 
 /// The policy `restart-from`, step by step: who may be where when the log is found full.
-@Suite(.timeLimit(.minutes(10))) struct RestartTests {
+@Suite struct RestartTests {
     private let fixture = RestartFixture()
 
     @Test func aFullCacheBeginsTheNextEpoch() throws {

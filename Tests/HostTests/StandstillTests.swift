@@ -7,7 +7,7 @@ import Testing
 @testable import Host
 
 /// How long applications stand still, and what ends it.
-@Suite(.timeLimit(.minutes(30))) struct StandstillTests {
+@Suite struct StandstillTests {
     private let source = FaultyStore([UInt8](repeating: 1, count: 40_960))
     private let turnstile = Turnstile()
 

@@ -3,7 +3,7 @@ import TestSupport
 import Testing
 
 @Suite struct DescriptorTests {
-    @Test(.timeLimit(.minutes(10))) func whoClosesTwiceIsFound() async {
+    @Test func whoClosesTwiceIsFound() async {
         await #expect(processExitsWith: .success) {
             // Sooner or later: the threads must meet.
             while !closesOthersDescriptors(
