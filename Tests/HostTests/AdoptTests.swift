@@ -13,8 +13,7 @@ import Testing
 
     private func volume(_ policy: CacheFullPolicy = .abandon) throws -> CopyOnWriteVolume {
         try CopyOnWriteVolume(
-            source: source, cache: cache, settings: Fixture.settings(policy: policy),
-            defects: [])
+            source: source, cache: cache, settings: Fixture.settings(policy: policy), defects: [])
     }
 
     private func expect(
