@@ -85,7 +85,7 @@ final class KillLane {
         storage.relieve()
         let died = !host.process.isRunning
         for writer in writers { stop(writer, died, scenario) }
-        if died { try restartHost(scenario, statusBefore) }
+        if died { try restartHost(scenario, statusBefore) } else { try heedFailedFlush(scenario) }
         judgeSource(writers, scenario)
         try judgeSnapshot(writers, begun, scenario)
         if !bridge.process.isRunning { try restartBridge() }

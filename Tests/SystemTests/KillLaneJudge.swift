@@ -41,6 +41,23 @@ extension KillLane {
         }
     }
 
+    /// Does what a host asks for that heard of a failed flush, which a source that fails on purpose may have given it
+    /// for a write with FUA: starts it anew.
+    func heedFailedFlush(_ scenario: KillScenario) throws {
+        let status = try host.status()
+        guard let failure = status.flushFailure else { return }
+        tally.failedFlushes += 1
+        if shape.storage != .filters || !scenario.isBurdened {
+            tally.foregroundErrors.append("\(scenario), \(shape): \(failure)")
+        }
+        // As its last flush fails like all before, it says that writes may be lost.
+        let ending = host.process.stop()
+        guard ending == .exit(74) else {
+            throw TestFailure("a host with a failed flush ended \(String(describing: ending))")
+        }
+        try restartHost(scenario, status)
+    }
+
     // MARK: What is right
 
     /// Whether the cache was full in the copy's epoch, or the disk under it.

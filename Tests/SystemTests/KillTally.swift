@@ -30,6 +30,8 @@ struct KillTally: CustomStringConvertible {
     var restarts: [Double] = []
     /// What writers were told that the source itself failed with, where it does so on purpose.
     var sourceErrors = 0
+    /// Hosts that were started anew since such a source had failed a flush.
+    var failedFlushes = 0
 
     var wrongCopies: [String] = []
     var lostWrites: [String] = []
@@ -61,6 +63,7 @@ struct KillTally: CustomStringConvertible {
         openEpochs += other.openEpochs
         restarts += other.restarts
         sourceErrors += other.sourceErrors
+        failedFlushes += other.failedFlushes
         wrongCopies += other.wrongCopies
         lostWrites += other.lostWrites
         stuck += other.stuck
@@ -81,7 +84,8 @@ struct KillTally: CustomStringConvertible {
         """
         \(killCount) kills (\(Self.list(kills))) in \(rounds) rounds, with the copy's epoch \(Self.list(phases)): \
         \(wrongCopies.count) wrong copies, \(lostWrites.count) lost writes, \(stuck.count) stuck, \
-        \(foregroundErrors.count) foreground errors (and \(sourceErrors) of sources that fail on purpose); \
+        \(foregroundErrors.count) foreground errors (and \(sourceErrors) of sources that fail on purpose, \
+        \(failedFlushes) hosts started anew after such a one had failed a flush); \
         kinds \(Self.list(kinds)); caches full \(Self.list(fills)), disks \(fullDisks); \
         \(completeCopies) complete copies (\(resumedCopies) resumed, \(restartedCopies) of a later instant), \
         \(resumedFromMore) went on from more than nothing (\(resumedBytes) bytes in all), \
