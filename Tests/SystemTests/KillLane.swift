@@ -230,7 +230,11 @@ final class KillLane {
             ([0, 69, 75] + shape.statuses).map { .exit($0) } + [.signal(SIGKILL)]
         if ending == .exit(73) { tally.fullDisks += 1 }
         if !allowed.contains(ending) { tally.stuck.append("\(scenario): \(ending), \(copy.errors)") }
+        // One that is killed takes its time when requests of the system are on the way.
         if scenario.victim.includesHost { _ = host.process.waitForExit(seconds: 30) }
+        if scenario.victim.includesBridge && scenario.isStanding {
+            _ = bridge.process.waitForExit(seconds: 30)
+        }
         try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
     }
 

@@ -17,6 +17,7 @@ struct KillScenario: CustomStringConvertible {
         var includesHost: Bool {
             self == .host || self == .hostAndAgent || self == .agentAndHost || self == .bridgeAndHost
         }
+        var includesBridge: Bool { self == .bridge || self == .bridgeAndHost }
     }
 
     let seed: UInt64
