@@ -10,6 +10,8 @@ public struct NumberedOperation: Sendable {
     /// The real-time clock before it was issued, and after it returned (nil while in flight), in ns.
     public let issuedAt: Int64
     public internal(set) var finishedAt: Int64?
+    /// It was answered with an error of the device, which may have done a part of it.
+    public internal(set) var hasFailed = false
 }
 
 /// A sequential writer whose every byte tells where it belongs and when it was written, and the judge of
@@ -115,10 +117,16 @@ public final class PrefixOracle: Sendable {
                 NumberedOperation(kind: kind, number: number, range: range, issuedAt: Self.realTime))
             return number
         }
-        switch kind {
-        case .write: try store.write(content(of: number, at: range), at: offset, durable: durable)
-        case .zero: try store.writeZeroes(range, options: durable ? .durable : [])
-        case .trim: try store.trim(range, durable: durable)
+        do throws(StoreError) {
+            switch kind {
+            case .write: try store.write(content(of: number, at: range), at: offset, durable: durable)
+            case .zero: try store.writeZeroes(range, options: durable ? .durable : [])
+            case .trim: try store.trim(range, durable: durable)
+            }
+        } catch {
+            // The end of the connection says nothing of the operation.
+            if error.code != .gone { history.withLock { $0[Int(number - 1)].hasFailed = true } }
+            throw error
         }
         history.withLock { $0[Int(number - 1)].finishedAt = Self.realTime }
     }
@@ -140,7 +148,8 @@ public final class PrefixOracle: Sendable {
         public var isConsistent: Bool { if case .consistent = self { true } else { false } }
     }
 
-    /// Judges `copy`, the region's bytes as the copy has them.
+    /// Judges `copy`, the region's bytes as the copy has them. Of an operation that had failed before the instant, the last,
+    /// each byte may be as before it or as after it.
     public func judge(_ copy: [UInt8], within bounds: ClosedRange<Int>) -> Verdict {
         precondition(copy.count == Int(region.count))
         let operations = operations
@@ -153,6 +162,12 @@ public final class PrefixOracle: Sendable {
             if state.mismatches < nearest.mismatches {
                 nearest = (k, state.mismatches, describe(state.firstMismatch ?? 0, in: copy))
             }
+        }
+        if let last = operations.last, last.hasFailed, bounds.contains(operations.count) {
+            var state = State(content: initialContent, copy: copy)
+            for operation in operations.dropLast() { state.apply(operation, of: self) }
+            state.allow(last, of: self)
+            if state.firstMismatch == nil { return .consistent(k: operations.count - 1) }
         }
         return .inconsistent(
             "seed \(seed): no k in \(bounds) fits; k = \(nearest.k) has \(nearest.mismatches) wrong bytes, "

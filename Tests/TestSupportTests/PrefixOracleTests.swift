@@ -42,10 +42,12 @@ import Testing
         let inner: MemoryStore
         private let left: Monitor<Int>
         private let taken: Int
+        private let failure: StoreError
 
-        init(_ inner: MemoryStore, operations: Int, taken: Int) {
+        init(_ inner: MemoryStore, operations: Int, taken: Int, failure: StoreError = StoreError(.gone)) {
             self.inner = inner
             self.taken = taken
+            self.failure = failure
             left = Monitor(operations)
         }
 
@@ -64,14 +66,14 @@ import Testing
             guard isLast() else { return try inner.write(buffer, at: offset, durable: durable) }
             try inner.write(
                 UnsafeRawBufferPointer(rebasing: buffer.prefix(taken)), at: offset, durable: durable)
-            throw StoreError(.gone)
+            throw failure
         }
         func writeZeroes(_ range: ByteRange, options: ZeroOptions) throws(StoreError) {
-            guard !isLast() else { throw StoreError(.gone) }
+            guard !isLast() else { throw failure }
             try inner.writeZeroes(range, options: options)
         }
         func trim(_ range: ByteRange, durable: Bool) throws(StoreError) {
-            guard !isLast() else { throw StoreError(.gone) }
+            guard !isLast() else { throw failure }
             try inner.trim(range, durable: durable)
         }
         func flush() {}
@@ -117,5 +119,27 @@ import Testing
         #expect(oracle.judge(before, within: 0...40) == .consistent(k: 0))
         let instant = oracle.operations[19].finishedAt! + 1
         #expect(oracle.bounds(at: instant).contains(20))
+    }
+
+    /// A device that fails may have written a part: before the instant, that is in the copy; what nobody answered is not.
+    @Test(arguments: [StoreError(.io, errno: 5), StoreError(.gone)])
+    func aFailedWriteMayBeInACopyInPart(failure: StoreError) throws {
+        // The first whose 36th operation is a write of more than is taken.
+        for seed in UInt64(0)... {
+            let memory = MemoryStore(size: 400_000)
+            let oracle = PrefixOracle(seed: seed, region: region, maximumLength: 20_000)
+            try oracle.initialize(memory)
+            #expect(throws: StoreError.self) {
+                try oracle.run(on: DyingStore(memory, operations: 35, taken: 500, failure: failure)) { false }
+            }
+            let last = oracle.operations[35]
+            guard last.kind == .write else { continue }
+            var bytes = try memory.bytes(at: region.offset, count: Int(region.count))
+            #expect(oracle.judge(bytes, within: 35...36).isConsistent == (failure.code == .io))
+            #expect(!oracle.judge(bytes, within: 34...35).isConsistent)
+            bytes[Int(last.range.offset - region.offset)] ^= 0x55
+            #expect(!oracle.judge(bytes, within: 35...36).isConsistent)
+            return
+        }
     }
 }
