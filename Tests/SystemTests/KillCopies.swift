@@ -16,6 +16,8 @@ final class KillCopies {
     private let environment: [String: String]
     /// The complete copy that is there.
     private var known: (uuid: String, data: [UInt8], isStanding: Bool)?
+    /// The last rounds' writers, and when each round began: a copy that goes on may be the one of a round before.
+    private var rounds: [(begun: Int64, oracles: [PrefixOracle])] = []
     /// Seconds that `integrate` takes when nobody interrupts it.
     private var wholeIntegrate = 0.03
 
@@ -66,6 +68,7 @@ final class KillCopies {
         _ scenario: KillScenario, _ oracles: [PrefixOracle], begun: Int64, saidDone: Bool,
         _ tally: inout KillTally
     ) throws -> Verdict {
+        rounds = rounds.suffix(7) + [(begun, oracles)]
         if saidDone { try expectNoLeftovers() }
         let verified = try run(["verify", path])
         guard verified.isSuccess else {
@@ -83,12 +86,16 @@ final class KillCopies {
         }
         tally.completeCopies += 1
         if manifest.epoch.restarts != nil { tally.restartedCopies += 1 }
-        guard manifest.epoch.institutedAt >= begun else { return .wrong("a copy of an earlier instant") }
+        // Killed before it had begun, a copy leaves what is to go on as it was.
+        let instant = manifest.epoch.institutedAt
+        guard let round = rounds.last(where: { $0.begun <= instant }),
+            round.begun == begun || scenario.resumes
+        else { return .wrong("a copy of an earlier instant") }
         let bytes = try volume(scenario)
-        for oracle in oracles {
+        for oracle in round.oracles {
             let verdict = oracle.judge(
                 Array(bytes[Int(oracle.region.offset)..<Int(oracle.region.end)]),
-                within: oracle.bounds(at: manifest.epoch.institutedAt))
+                within: oracle.bounds(at: instant))
             if !verdict.isConsistent { return .wrong("\(verdict)") }
         }
         known = (manifest.uuid, try contents(data(scenario.isStanding)), scenario.isStanding)
