@@ -17,6 +17,8 @@ final class KillLane {
     let environment: [String: String]
     var host: HostProcess
     var bridge: BridgeProcess
+    /// Until a round ends before its end: its writers go on, and what the volume holds is not known.
+    private(set) var isUsable = true
     /// What the volume held when it was last looked at.
     var content: [UInt8]
     /// Seconds that copies take which nobody interrupts: by a private bridge, by the standing one.
@@ -62,7 +64,10 @@ final class KillLane {
         tally = KillTally()
         tally.rounds = 1
         let scenario = KillScenario(seed: seed, shape, freezing: mount?.path, victim: victim)
-        do { try round(scenario) } catch { tally.stuck.append("\(scenario), \(shape): \(error)") }
+        do { try round(scenario) } catch {
+            isUsable = false
+            tally.stuck.append("\(scenario), \(shape): \(error)")
+        }
         storage.relieve()
         tally.kinds[shape.kind] = tally.killCount
         return tally
@@ -247,7 +252,8 @@ final class KillLane {
         try waitUntil("nobody holds the epoch") { try host.status().epoch?.isHeld != true }
         let words = copyArguments(scenario, nil) + ["--resume", "--json"]
         let again = try Outboard.start(words, environment: environment)
-        guard let ending = again.waitForExit(seconds: 60) else {
+        // With all of its output, which is read below.
+        guard let ending = again.wait(seconds: 60) else {
             again.signal(SIGKILL)
             throw TestFailure("the copy that goes on did not end: \(again.errors)")
         }
