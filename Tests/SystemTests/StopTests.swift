@@ -166,7 +166,7 @@ import Testing
         #expect(try host.ask("volume.status").contains("\"isFrozen\":true"))
         let ended = try host.ask("host.shutdown", #"{"force":false}"#)
         #expect(ended.contains("result"), "\(ended)")
-        #expect(host.process.waitForExit() == .exit(0), "\(host.process.errors)")
+        #expect(host.process.wait() == .exit(0), "\(host.process.errors)")
         #expect(host.process.errors.contains("the volume was frozen; it is thawed"), "\(host.process.errors)")
         withExtendedLifetime(owner) {}
     }
