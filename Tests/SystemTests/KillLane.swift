@@ -83,7 +83,8 @@ final class KillLane {
             copyArguments(scenario, scenario.rate), environment: environment)
         let statusBefore = try kill(scenario, copy, begun)
         try settle(scenario, copy)
-        if isFull(statusBefore, begun) || isFull(try? host.status(), begun) {
+        // One that is given up for it is released before anybody could ask.
+        if isFull(statusBefore, begun) || isFull(try? host.status(), begun) || Self.tellsOfFull(copy) {
             tally.fills[shape.kind, default: 0] += 1
         }
         let last = try goOn(scenario, copy)

@@ -60,10 +60,20 @@ extension KillLane {
 
     // MARK: What is right
 
+    private static let fullReasons = ["full", "no space left"]
+
+    /// Whether the copy ended since the cache was full, or the disk under it; its own disk has another status.
+    static func tellsOfFull(_ copy: ChildProcess) -> Bool {
+        guard copy.wait(seconds: 1) == .exit(75), let begin = copy.errors.range(of: "the epoch is void: ")
+        else { return false }
+        let reason = copy.errors[begin.upperBound...].prefix { $0 != ";" }
+        return fullReasons.contains { reason.contains($0) }
+    }
+
     /// Whether the cache was full in the copy's epoch, or the disk under it.
     func isFull(_ status: VolumeStatus?, _ begun: Int64) -> Bool {
         guard let status, let epoch = status.epoch, epoch.institutedAt >= begun else { return false }
-        let isOver = ["full", "no space left"].contains { epoch.voidReason?.contains($0) == true }
+        let isOver = Self.fullReasons.contains { epoch.voidReason?.contains($0) == true }
         // Another original does not go in.
         let isNow = status.cacheUsed + 2 * status.chunkSize > status.cacheCapacity
         return isOver || epoch.restarts != nil || epoch.state == .open && isNow
