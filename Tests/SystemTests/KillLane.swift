@@ -58,10 +58,11 @@ final class KillLane {
         ["0=\(host.source),ro", "1=\(host.cache),ro", "2=\(host.directory("unit"))"]
     }
 
-    /// One round; what it counted, and what was wrong in it.
+    /// One round; what it counted, and what was wrong in it. Nothing, once the lane is of no use any more.
     /// - Parameter victim: nil: the seed says it.
     func run(_ seed: UInt64, victim: KillScenario.Victim? = nil) -> KillTally {
         tally = KillTally()
+        guard isUsable else { return tally }
         tally.rounds = 1
         let scenario = KillScenario(seed: seed, shape, freezing: mount?.path, victim: victim)
         do { try round(scenario) } catch {
@@ -237,9 +238,11 @@ final class KillLane {
         if ending == .exit(73) { tally.fullDisks += 1 }
         if !allowed.contains(ending) { tally.stuck.append("\(scenario): \(ending), \(copy.errors)") }
         // One that is killed takes its time when requests of the system are on the way.
-        if scenario.victim.includesHost { _ = host.process.waitForExit(seconds: 30) }
-        if scenario.victim.includesBridge && scenario.isStanding {
-            _ = bridge.process.waitForExit(seconds: 30)
+        let killed =
+            (scenario.victim.includesHost ? [host.process] : [])
+            + (scenario.victim.includesBridge && scenario.isStanding ? [bridge.process] : [])
+        for process in killed where process.waitForExit(seconds: 30) == nil {
+            throw TestFailure("\(process.command) was killed, and does not end")
         }
         try awaitNoProcess(but: [host.process.identifier, bridge.process.identifier])
     }

@@ -118,6 +118,7 @@ extension KillLane {
     /// After the last round: a copy of the volume at rest works, it leaves nothing of those before, and all ends in order.
     func finish() -> KillTally {
         tally = KillTally()
+        guard isUsable else { return tally }
         do {
             try revive()
             let copy = try Outboard.run(

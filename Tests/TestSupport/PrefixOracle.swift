@@ -163,11 +163,10 @@ public final class PrefixOracle: Sendable {
                 nearest = (k, state.mismatches, describe(state.firstMismatch ?? 0, in: copy))
             }
         }
-        if let last = operations.last, last.hasFailed, bounds.contains(operations.count) {
-            var state = State(content: initialContent, copy: copy)
-            for operation in operations.dropLast() { state.apply(operation, of: self) }
-            state.allow(last, of: self)
-            if state.firstMismatch == nil { return .consistent(k: operations.count - 1) }
+        if operations.last?.hasFailed == true, bounds.contains(operations.count),
+            outcome(of: operations, in: copy).firstMismatch == nil
+        {
+            return .consistent(k: operations.count - 1)
         }
         return .inconsistent(
             "seed \(seed): no k in \(bounds) fits; k = \(nearest.k) has \(nearest.mismatches) wrong bytes, "
@@ -181,9 +180,7 @@ public final class PrefixOracle: Sendable {
         let operations = operations
         let answered = operations.prefix { $0.finishedAt != nil }
         precondition(operations.count - answered.count <= 1)
-        var state = State(content: initialContent, copy: bytes)
-        for operation in answered { state.apply(operation, of: self) }
-        if let open = operations.last, open.finishedAt == nil { state.allow(open, of: self) }
+        let state = outcome(of: operations, in: bytes)
         guard let first = state.firstMismatch else { return .consistent(k: answered.count) }
         let address = region.offset + UInt64(first)
         let last = answered.last { $0.range.intersection(ByteRange(offset: address, count: 1)) != nil }
@@ -191,6 +188,14 @@ public final class PrefixOracle: Sendable {
         return .inconsistent(
             "seed \(seed): of \(answered.count) answered writes one is lost\(isFlushed ? ", and it was flushed" : ""): "
                 + "number \(last?.number ?? 0), \(describe(first, in: bytes))")
+    }
+
+    /// All that was answered is done; of the last one, if it was not, as much as `bytes` show.
+    private func outcome(of operations: [NumberedOperation], in bytes: [UInt8]) -> State {
+        var state = State(content: initialContent, copy: bytes)
+        for operation in operations where operation.finishedAt != nil { state.apply(operation, of: self) }
+        if let open = operations.last, open.finishedAt == nil { state.allow(open, of: self) }
+        return state
     }
 
     private func describe(_ index: Int, in copy: [UInt8]) -> String {
